@@ -1,0 +1,1 @@
+"""Backbones: entries (YAML), sites, loading, and the one face that methods see."""

@@ -1,0 +1,232 @@
+"""Module paths of the sites, by architecture. Data only: no torch here.
+
+Paths in `linears`, `norms` and `modules` start at a block; `outside` starts at the bare model. A fused
+projection is a `Fused(path, index, of, layout)`: slice `index` of `of` equal parts (or of the parts given by
+`sizes` attributes), laid out as rows, as columns of a transposed weight (Conv1D), or interleaved by head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class Fused:
+    path: str
+    index: int = 0
+    of: int = 1
+    layout: str = "rows"  # rows | columns (weight stored as (in, out)) | heads ((heads, of, head_dim, in))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack of blocks. `blocks` may hold {s} for stages, counted through from 0 over all stages."""
+
+    blocks: str
+    linears: dict[str, str | Fused]
+    norms: dict[str, str]
+    modules: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """post_norm: a branch's residual is its own input, not the input of the norm before it.
+
+    pooling: what a classifier reads; head: "linear" or "dense" (dense, tanh, linear).
+    mask: "4d" where a ready (B, 1, 1 or L, L) mask may be passed, else the 2-D one.
+    first_slot: number of leading special tokens that stay before prompt tokens.
+    """
+
+    kind: str
+    stacks: dict[str, Stack]
+    outside: dict[str, str]
+    post_norm: bool = False
+    pooling: str = "cls"
+    head: str = "linear"
+    head_bias: bool = True
+    first_slot: int = 0
+    mask: str = "2d"
+    dispatches: bool = True
+    auto: str = "AutoModel"
+    options: dict = field(default_factory=dict)
+
+
+_BERT_STACK = Stack(
+    blocks="encoder.layer",
+    linears={
+        "attn.q": "attention.self.query",
+        "attn.k": "attention.self.key",
+        "attn.v": "attention.self.value",
+        "attn.o": "attention.output.dense",
+        "mlp.up": "intermediate.dense",
+        "mlp.down": "output.dense",
+    },
+    norms={"norm.attn": "attention.output.LayerNorm", "norm.mlp": "output.LayerNorm"},
+    modules={"attn": "attention", "attn.core": "attention.self", "mlp.act": "intermediate.intermediate_act_fn"},
+)
+BERT = Architecture(
+    kind="encoder",
+    stacks={"": _BERT_STACK},
+    outside={
+        "embed.token": "embeddings.word_embeddings",
+        "embed.position": "embeddings.position_embeddings",
+        "embed.type": "embeddings.token_type_embeddings",
+        "embed.norm": "embeddings.LayerNorm",
+        "embed": "embeddings",
+        "pool": "pooler.dense",
+    },
+    post_norm=True,
+    pooling="pooler",
+    first_slot=1,
+    mask="4d",
+)
+ROBERTA = replace(
+    BERT,
+    outside={k: v for k, v in BERT.outside.items() if k != "pool"},
+    pooling="cls",
+    head="dense",
+    options={"add_pooling_layer": False},
+)
+
+_LLAMA_STACK = Stack(
+    blocks="layers",
+    linears={
+        "attn.q": "self_attn.q_proj",
+        "attn.k": "self_attn.k_proj",
+        "attn.v": "self_attn.v_proj",
+        "attn.o": "self_attn.o_proj",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    },
+    norms={"norm.attn": "input_layernorm", "norm.mlp": "post_attention_layernorm"},
+    modules={"attn": "self_attn", "attn.core": "self_attn", "mlp": "mlp", "mlp.act": "mlp.act_fn"},
+)
+LLAMA = Architecture(
+    kind="decoder",
+    stacks={"": _LLAMA_STACK},
+    outside={"norm.final": "norm", "embed.token": "embed_tokens"},
+    pooling="last",
+    head_bias=False,
+    mask="4d",
+)
+_QK_NORMS = {"norm.q": "self_attn.q_norm", "norm.k": "self_attn.k_norm"}
+QWEN3 = replace(LLAMA, stacks={"": replace(_LLAMA_STACK, norms={**_LLAMA_STACK.norms, **_QK_NORMS})}, mask="2d")
+SLIDING = replace(LLAMA, mask="2d")
+GEMMA3 = replace(
+    SLIDING,
+    stacks={
+        "": replace(
+            _LLAMA_STACK,
+            norms={
+                "norm.attn": "input_layernorm",
+                "norm.attn.out": "post_attention_layernorm",
+                "norm.mlp": "pre_feedforward_layernorm",
+                "norm.mlp.out": "post_feedforward_layernorm",
+                **_QK_NORMS,
+            },
+        )
+    },
+)
+
+VIT = Architecture(
+    kind="vision",
+    stacks={
+        "": Stack(
+            blocks="layers",
+            linears={
+                "attn.q": "attention.q_proj",
+                "attn.k": "attention.k_proj",
+                "attn.v": "attention.v_proj",
+                "attn.o": "attention.o_proj",
+                "mlp.up": "mlp.fc1",
+                "mlp.down": "mlp.fc2",
+            },
+            norms={"norm.attn": "layernorm_before", "norm.mlp": "layernorm_after"},
+            modules={"attn": "attention", "attn.core": "attention", "mlp": "mlp", "mlp.act": "mlp.activation_fn"},
+        )
+    },
+    outside={
+        "norm.final": "layernorm",
+        "embed.patch": "embeddings.patch_embeddings.projection",
+        "embed": "embeddings",
+    },
+    first_slot=1,
+    options={"add_pooling_layer": False},
+)
+SWIN = replace(
+    VIT,
+    stacks={"": replace(VIT.stacks[""], blocks="encoder.layers.{s}.blocks")},
+    outside={
+        "norm.final": "layernorm",
+        "embed.norm": "embeddings.norm",
+        "embed.patch": "embeddings.patch_embeddings.projection",
+        "embed": "embeddings",
+    },
+    pooling="mean",
+    first_slot=0,
+)
+
+
+def _t5_stack(part: str, mlp: int) -> Stack:
+    attn, ff = "layer.0.SelfAttention", f"layer.{mlp}.DenseReluDense"
+    linears = {f"attn.{n}": f"{attn}.{n}" for n in "qkvo"}
+    norms = {"norm.attn": "layer.0.layer_norm", "norm.mlp": f"layer.{mlp}.layer_norm"}
+    modules = {"attn": "layer.0", "attn.core": attn, "mlp": f"layer.{mlp}", "mlp.act": f"{ff}.act"}
+    if part == "decoder":
+        linears |= {f"cross.{n}": f"layer.1.EncDecAttention.{n}" for n in "qkvo"}
+        norms |= {"norm.cross": "layer.1.layer_norm"}
+        modules |= {"cross": "layer.1", "cross.core": "layer.1.EncDecAttention"}
+    linears |= {"mlp.gate": f"{ff}.wi_0", "mlp.up": f"{ff}.wi_1|{ff}.wi", "mlp.down": f"{ff}.wo"}
+    return Stack(blocks=f"{part}.block", linears=linears, norms=norms, modules=modules)
+
+
+T5 = Architecture(
+    kind="encoder_decoder",
+    stacks={"encoder": _t5_stack("encoder", 1), "decoder": _t5_stack("decoder", 2)},
+    outside={
+        "encoder.norm.final": "encoder.final_layer_norm",
+        "encoder.embed.token": "encoder.embed_tokens",
+        "decoder.norm.final": "decoder.final_layer_norm",
+        "decoder.embed.token": "decoder.embed_tokens",
+    },
+    pooling="mean",
+    auto="AutoModelForSeq2SeqLM",
+)
+GPT2 = Architecture(
+    kind="decoder",
+    stacks={
+        "": Stack(
+            blocks="h",
+            linears={
+                "attn.q": Fused("attn.c_attn", 0, 3, "columns"),
+                "attn.k": Fused("attn.c_attn", 1, 3, "columns"),
+                "attn.v": Fused("attn.c_attn", 2, 3, "columns"),
+                "attn.o": Fused("attn.c_proj", layout="columns"),
+                "mlp.up": Fused("mlp.c_fc", layout="columns"),
+                "mlp.down": Fused("mlp.c_proj", layout="columns"),
+            },
+            norms={"norm.attn": "ln_1", "norm.mlp": "ln_2"},
+            modules={"attn": "attn", "attn.core": "attn", "mlp": "mlp", "mlp.act": "mlp.act"},
+        )
+    },
+    outside={"norm.final": "ln_f", "embed.token": "wte", "embed.position": "wpe"},
+    pooling="last",
+    head_bias=False,
+    mask="4d",
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "llama": LLAMA,
+    "mistral": SLIDING,
+    "qwen2": SLIDING,
+    "qwen3": QWEN3,
+    "gemma": LLAMA,
+    "gemma3_text": GEMMA3,
+    "vit": VIT,
+    "swin": SWIN,
+    "t5": T5,
+    "gpt2": GPT2,
+}

@@ -1,0 +1,108 @@
+"""The models that a grid may name: one YAML a family, one entry a size. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from models.architectures import ARCHITECTURES
+from workflow.errors import AtlasError, suggest
+
+FOLDER = Path(__file__).parent
+SOURCES = ("hub", "package", "local", "project", "random")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One backbone size.
+
+    source: where the weights come from (hub, package, local, project, random); location: hub id, import name of
+    the package with the folder inside it, or a path; revision: pinned hub commit or package version;
+    architecture: transformers' model_type; config: its configuration, enough to build it without weights.
+    """
+
+    name: str
+    family: str
+    kind: str
+    architecture: str
+    source: str
+    location: str
+    revision: str
+    licence: str
+    dtype: str
+    config: dict = field(default_factory=dict)
+    pooling: str | None = None
+    title: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What enters a cell's key: the weights' source and revision."""
+        pooled = f"+{self.pooling}" if self.pooling else ""
+        return f"{self.source}:{self.location}@{self.revision}{pooled}"
+
+
+_REQUIRED = {"architecture", "source", "revision", "licence"}
+_OPTIONAL = {"location", "dtype", "config", "pooling", "title", "kind"}
+
+
+def _read(path: Path) -> list[ModelEntry]:
+    try:
+        data = yaml.safe_load(path.read_text())
+        common = {k: v for k, v in data.items() if k not in ("sizes", "family")}
+        rows = [(name, common | (size or {})) for name, size in data["sizes"].items()]
+    except (yaml.YAMLError, KeyError, AttributeError, TypeError) as problem:
+        raise AtlasError(f"model file cannot be read: {problem}", file=path, mend="see docs/models.md") from problem
+    return [_entry(name, path, values) for name, values in rows]
+
+
+def _entry(name: str, path: Path, values: dict) -> ModelEntry:
+    for key in values:
+        if key not in _REQUIRED | _OPTIONAL:
+            raise AtlasError(
+                f"unknown key '{key}' in model '{name}'",
+                file=path,
+                key=f"sizes.{name}.{key}",
+                mend=suggest(key, _REQUIRED | _OPTIONAL),
+            )
+    for key in sorted(_REQUIRED - values.keys()):
+        raise AtlasError(f"model '{name}' lacks '{key}'", file=path, key=f"sizes.{name}", mend=f"add {key}: ...")
+    if values["source"] not in SOURCES:
+        raise AtlasError(f"unknown source of '{name}'", file=path, key="source", mend=suggest(values["source"], SOURCES))
+    architecture = ARCHITECTURES.get(values["architecture"])
+    if architecture is None:
+        mend = suggest(values["architecture"], ARCHITECTURES)
+        raise AtlasError(f"unknown architecture of '{name}'", file=path, key="architecture", mend=mend)
+    return ModelEntry(
+        name=name,
+        family=path.stem,
+        kind=values.get("kind", architecture.kind),
+        location=values.get("location", ""),
+        dtype=values.get("dtype", "float32"),
+        config=values.get("config", {}),
+        pooling=values.get("pooling"),
+        title=values.get("title", name),
+        **{k: str(values[k]) for k in sorted(_REQUIRED)},
+    )
+
+
+@cache
+def models(folder: Path = FOLDER) -> dict[str, ModelEntry]:
+    """Every entry by name, from all `*.yaml` in the folder."""
+    entries: dict[str, ModelEntry] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        for entry in _read(path):
+            if entry.name in entries:
+                raise AtlasError(f"model '{entry.name}' is defined twice", file=path, mend="rename one of them")
+            entries[entry.name] = entry
+    return entries
+
+
+def model(name: str) -> ModelEntry:
+    """The entry with this name, or one clear error."""
+    known = models()
+    if name not in known:
+        raise AtlasError(f"unknown model '{name}'", file=FOLDER, mend=suggest(name, known))
+    return known[name]
