@@ -1,0 +1,95 @@
+"""One cell of a grid: its identity, its content keys and where its result lies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Cell:
+    """(suite, task, model, method, settings, recipe, seed) with the versions that its number depends on.
+
+    settings and recipe are complete, ready for JSON; plugin is the digest of the method's code. Label and division
+    say how tables name and group the cell; they are no part of its identity.
+    """
+
+    suite: str
+    task: str
+    model: str
+    method: str
+    label: str
+    division: str
+    settings: dict
+    recipe: dict
+    seed: int
+    protocol: dict
+    model_revision: str
+    plugin: str
+    building_blocks: int
+    training_loop: int
+
+    def __hash__(self) -> int:
+        return hash((self.config_key, self.seed))
+
+    @cached_property
+    def _digest(self) -> str:
+        """sha256 (hex) over everything that can change the number, but for the seed."""
+        identity = {
+            "suite": self.suite,
+            "task": self.task,
+            "model": self.model,
+            "method": self.method,
+            "settings": self.settings,
+            "recipe": self.recipe,
+            "protocol": self.protocol,
+            "model_revision": self.model_revision,
+            "plugin": self.plugin,
+            "building_blocks": self.building_blocks,
+            "training_loop": self.training_loop,
+        }
+        return hashlib.sha256(_canonical(identity).encode()).hexdigest()
+
+    @property
+    def config_key(self) -> str:
+        """8 hex digits for everything that can change the number, but for the seed."""
+        return self._digest[:8]
+
+    @property
+    def key(self) -> str:
+        """16 hex digits for the same and the seed."""
+        return hashlib.sha256(f"{self._digest}/{self.seed}".encode()).hexdigest()[:16]
+
+    def with_seed(self, seed: int) -> Cell:
+        """The same configuration with another seed; its digest is not taken again."""
+        other = replace(self, seed=seed)
+        vars(other)["_digest"] = self._digest
+        return other
+
+    @property
+    def name(self) -> str:
+        """For messages: `sst2/minilm-l6/lora-1a2b3c4d/seed0`."""
+        return f"{self.task}/{self.model}/{self.method}-{self.config_key}/seed{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """The result file, relative to the working directory."""
+        return Path(f"results/cells/{self.suite}/{self.name}.json")
+
+    @property
+    def state_dir(self) -> Path:
+        """Where the cell keeps what it needs to resume; removed when it succeeds."""
+        return Path("results/state", self.key)
+
+    def to_json(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, document: dict) -> Cell:
+        return cls(**{field.name: document[field.name] for field in fields(cls)})
+
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode

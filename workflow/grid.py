@@ -1,0 +1,316 @@
+"""A grid: the YAML file of one study, checked, and expanded into its cells."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from workflow import documents, registry, settings, versions
+from workflow.cells import Cell
+from workflow.documents import join
+from workflow.errors import AtlasError, suggest
+from workflow.registry import MethodInfo
+
+BASE_RECIPE = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "head_lr": None,
+    "weight_decay": 0.0,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "schedule": "linear",
+    "warmup": 0.06,
+    "batch_size": 32,
+    "micro_batch_size": None,
+    "epochs": 3.0,
+    "max_steps": None,
+    "clip": 1.0,
+    "evaluations": 5,
+    "max_length": None,
+    "dtype": "float32",
+    "gradient_checkpointing": False,
+}
+_REAL = ("lr", "head_lr", "weight_decay", "eps", "warmup", "epochs", "clip")
+MEASURES = ("accuracy", "parameters", "memory", "latency")
+RETRY = ("oom", "timeout")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of one study, in order and without repeats, and how to run them.
+
+    broken: methods that the grid names and whose plugin cannot be read; their cells are left out.
+    resources: what the grid fixes of a cell's `gpu`, `mem_mb` and `runtime` (minutes).
+    """
+
+    name: str
+    path: Path
+    title: str
+    cells: tuple[Cell, ...]
+    measure: tuple[str, ...] = MEASURES
+    data_root: Path | None = None
+    plugins: tuple[Path, ...] = ()
+    retry: tuple[str, ...] = RETRY
+    broken: list[MethodInfo] = field(default_factory=list)
+    pack: int = 1
+    demo: bool = False
+    resources: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def _by_key(self) -> dict[str, Cell]:
+        return {f"{cell.config_key}/{cell.seed}": cell for cell in self.cells}
+
+    def cell(self, key: str) -> Cell:
+        """The cell with this key, written CONFIG_KEY/SEED (`1a2b3c4d/0`)."""
+        if key not in self._by_key:
+            mend = (
+                "`python -m workflow list cells --grid FILE` shows the keys; editing a plugin or the grid changes them"
+            )
+            raise AtlasError(f"the grid has no cell '{key}'", file=self.path, mend=mend)
+        return self._by_key[key]
+
+
+def load(path: Path | str, overrides: dict | None = None, root: Path = registry.ROOT) -> Grid:
+    """Read a grid and expand it. `overrides` replace top-level keys; `root` holds methods/, tasks/ and models/.
+
+    Raises AtlasError with file, key and mend for anything misspelt, of the wrong type or out of range.
+    """
+    return _Expansion(Path(path), overrides or {}, root).grid()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One configuration of a method, and the cells it is for."""
+
+    info: MethodInfo
+    label: str
+    settings: dict
+    recipe: dict
+    seeds: list[int]
+    tasks: list[tuple[str, str]]
+    models: list[str]
+    division: str
+    key: str
+
+
+class _Expansion:
+    """The steps from a file to its cells, with what they all need: the file's name for errors, and the registries."""
+
+    def __init__(self, path: Path, overrides: dict, root: Path):
+        self.path = path
+        self.document = documents.read_yaml(path) | overrides
+        documents.check(self.document, "grid", file=path)
+        self.plugins = tuple(self._folder(i, name) for i, name in enumerate(self.document.get("plugins", [])))
+        self.methods = registry.methods(self.plugins, root)
+        self.suites = registry.suites(root)
+        self.models = registry.models(root)
+        self.broken: dict[str, MethodInfo] = {}
+
+    def grid(self) -> Grid:
+        document = self.document
+        self.tasks = list(self._tasks())
+        self.seeds = document.get("seeds", [0])
+        self.grid_models = self._model_names(document["models"], "models")
+        entries = [entry for i, item in enumerate(document["methods"]) for entry in self._entries(item, i)]
+        self.overrides = [self._override(rule, i) for i, rule in enumerate(document.get("overrides", []))]
+        cells: dict[tuple[str, int], Cell] = {}
+        for cell in self._cells(entries):
+            cells.setdefault((cell.config_key, cell.seed), cell)
+        name = document.get("name", self.path.stem)
+        data_root = document.get("data_root")
+        return Grid(
+            name=name,
+            path=self.path,
+            title=document.get("title", name),
+            cells=tuple(cells.values()),
+            measure=tuple(document.get("measure", MEASURES)),
+            data_root=Path(data_root) if data_root else None,
+            plugins=self.plugins,
+            retry=tuple(document.get("retry", RETRY)),
+            broken=list(self.broken.values()),
+            pack=document.get("pack", 1),
+            demo=all(self.suites[suite].demo for suite, _ in self.tasks),
+            resources=document.get("resources", {}),
+        )
+
+    def _error(self, message: str, key: str, mend: str) -> AtlasError:
+        return AtlasError(message, file=self.path, key=key, mend=mend)
+
+    def _known(self, name: str, known: dict, kind: str, key: str) -> str:
+        if name not in known:
+            raise self._error(f"unknown {kind} '{name}'", key, suggest(name, known))
+        return name
+
+    def _folder(self, index: int, name: str) -> Path:
+        """A folder of plugins: relative to the working directory, else to the grid file."""
+        for folder in (Path(name), self.path.parent / name):
+            if folder.is_dir():
+                return folder.resolve()
+        raise self._error(f"no folder '{name}'", join("plugins", index), "give a folder that holds method files")
+
+    def _model_names(self, names: list[str], key: str) -> list[str]:
+        return [self._known(name, self.models, "model", join(key, i)) for i, name in enumerate(names)]
+
+    # -- tasks and protocols
+
+    def _tasks(self) -> Iterator[tuple[str, str]]:
+        for suite, names in self.document["tasks"].items():
+            key = join("tasks", suite)
+            self._suite(suite, key)
+            for i, task in enumerate(self.suites[suite].tasks if names == "all" else names):
+                self._known(task, self.suites[suite].tasks, f"task of suite '{suite}':", join(key, i))
+                yield suite, task
+
+    def _suite(self, name: str, key: str) -> None:
+        suite = self.suites[self._known(name, self.suites, "suite", key)]
+        if error := getattr(suite, "error", None):
+            raise AtlasError(f"suite '{name}' is broken: {error}", file=suite.path, mend="mend the suite file")
+
+    def _entry_task(self, text: str, key: str) -> tuple[str, str]:
+        suite, _, task = text.partition("/")
+        if not task:
+            raise self._error(f"'{text}' is no task", key, "write suite/task, for example glue/sst2")
+        self._suite(suite, key)
+        return suite, self._known(task, self.suites[suite].tasks, f"task of suite '{suite}':", key)
+
+    def _protocol(self, suite: str, task: str) -> dict:
+        options = self.document.get("protocol", {}).get(suite, {})
+        try:
+            return self.suites[suite].protocol(task, options)
+        except AtlasError as problem:
+            key = problem.key or join("protocol", suite)
+            raise self._error(problem.message, key, problem.mend or "see the suite's file") from problem
+
+    # -- method entries
+
+    def _entries(self, item: str | dict, index: int) -> Iterator[_Entry]:
+        """The configurations of one item of `methods`: one, or one for each point of its `{grid: [...]}` values."""
+        key = join("methods", index)
+        item, settings_key = self._normal(item, key)
+        info = self.methods[self._known(item["method"], self.methods, "method", key)]
+        if info.error:
+            self.broken[info.name] = info
+            return
+        tasks = self.tasks
+        if "tasks" in item:
+            tasks = [self._entry_task(name, join(key, "tasks", i)) for i, name in enumerate(item["tasks"])]
+        entry = _Entry(
+            info=info,
+            label=item.get("label", info.name),
+            settings={},
+            recipe={},
+            seeds=item.get("seeds", self.seeds),
+            tasks=tasks,
+            models=self._model_names(item["models"], join(key, "models")) if "models" in item else self.grid_models,
+            division=item.get("division", self.document.get("division", "author")),
+            key=key,
+        )
+        parts = {part: item.get(part, {}) for part in ("settings", "recipe")}
+        values = {(part, name): value for part, given in parts.items() for name, value in given.items()}
+        shown = [place for place, value in values.items() if _is_sweep(value) or "label" not in item]
+        for point in _points(values):
+            chosen = {name: value for (part, name), value in point.items() if part == "settings"}
+            trained = {name: value for (part, name), value in point.items() if part == "recipe"}
+            yield replace(
+                entry,
+                label=" ".join([entry.label, *(f"{place[1]}={_short(point[place])}" for place in shown)]),
+                settings=settings.resolve(info, chosen, file=self.path, key=settings_key),
+                recipe=self._recipe(trained, join(key, "recipe")),
+            )
+
+    def _normal(self, item: str | dict, key: str) -> tuple[dict, str]:
+        """An item in its long form, and the key path of its settings."""
+        if isinstance(item, str):
+            return {"method": item}, key
+        if "method" not in item:
+            if len(item) != 1 or not isinstance(next(iter(item.values())) or {}, dict):
+                mend = "write `- lora`, `- lora: {rank: 8}` or `- {method: lora, settings: {rank: 8}, ...}`"
+                raise self._error("this is no method entry", key, mend)
+            name, given = next(iter(item.items()))
+            return {"method": str(name), "settings": given or {}}, join(key, str(name))
+        documents.check(item, "grid", "entry", file=self.path, key=key)
+        return item, join(key, "settings")
+
+    def _recipe(self, recipe: dict, key: str, file: Path | None = None) -> dict:
+        """A checked part of a recipe, with whole numbers as reals where reals belong (1 and 1.0 are one identity)."""
+        documents.check(recipe, "grid", "recipe", file=file or self.path, key=key)
+        return {k: float(v) if k in _REAL and v is not None else v for k, v in recipe.items()}
+
+    # -- overrides
+
+    def _override(self, rule: dict, index: int) -> tuple[dict[str, set[str]], dict, dict]:
+        """(match, settings, recipe) of one override, its names checked."""
+        key = join("overrides", index)
+        tasks = {task: None for suite in self.suites.values() for task in suite.tasks}
+        known = {"suite": self.suites, "task": tasks, "model": self.models, "method": self.methods}
+        match = {}
+        for kind, names in rule["match"].items():
+            names = [names] if isinstance(names, str) else names
+            match[kind] = {self._known(name, known[kind], kind, join(key, "match", kind)) for name in names}
+        return match, rule.get("settings", {}), self._recipe(rule.get("recipe", {}), join(key, "recipe"))
+
+    def _overridden(self, entry: _Entry, suite: str, task: str, model: str) -> tuple[dict, dict]:
+        """Settings and recipe changes of the overrides that match, later ones winning."""
+        here = {"suite": suite, "task": task, "model": model, "method": entry.info.name}
+        changed, recipe = {}, {}
+        for i, (match, new_settings, new_recipe) in enumerate(self.overrides):
+            if all(here[kind] in names for kind, names in match.items()):
+                settings.check(entry.info, new_settings, file=self.path, key=join("overrides", i, "settings"))
+                changed |= new_settings
+                recipe |= new_recipe
+        return changed, recipe
+
+    # -- cells
+
+    def _cells(self, entries: list[_Entry]) -> Iterator[Cell]:
+        """Cells by task, then model, then method, then seed: neighbours share data and backbone."""
+        grid_recipe = self._recipe(self.document.get("recipe", {}), "recipe")
+        method_recipes = {e.info.name: self._recipe(e.info.recipe, "recipe", e.info.path) for e in entries}
+        tasks = dict.fromkeys(itertools.chain(self.tasks, *(entry.tasks for entry in entries)))
+        models = dict.fromkeys(itertools.chain(self.grid_models, *(entry.models for entry in entries)))
+        for suite, task in tasks:
+            protocol = self._protocol(suite, task)
+            task_recipe = BASE_RECIPE | self._recipe(self.suites[suite].recipe(task), f"recipe of suite '{suite}'")
+            for model, entry in itertools.product(models, entries):
+                if model not in entry.models or (suite, task) not in entry.tasks:
+                    continue
+                new_settings, new_recipe = self._overridden(entry, suite, task, model)
+                cell = Cell(
+                    suite=suite,
+                    task=task,
+                    model=model,
+                    method=entry.info.name,
+                    label=entry.label,
+                    division=entry.division,
+                    settings=settings.resolve(entry.info, entry.settings | new_settings, file=self.path, key=entry.key)
+                    if new_settings
+                    else entry.settings,
+                    recipe=task_recipe | method_recipes[entry.info.name] | grid_recipe | entry.recipe | new_recipe,
+                    seed=entry.seeds[0],
+                    protocol=protocol,
+                    model_revision=self.models[model].identity,
+                    plugin=entry.info.digest,
+                    building_blocks=versions.BUILDING_BLOCKS,
+                    training_loop=versions.TRAINING_LOOP,
+                )
+                for seed in entry.seeds:
+                    yield cell.with_seed(seed)
+
+
+def _is_sweep(value: object) -> bool:
+    return isinstance(value, dict) and set(value) == {"grid"} and isinstance(value["grid"], list)
+
+
+def _points(values: dict) -> Iterator[dict]:
+    """Every combination of the values, where `{grid: [a, b]}` stands for a and b."""
+    choices = [value["grid"] if _is_sweep(value) else [value] for value in values.values()]
+    for combination in itertools.product(*choices):
+        yield dict(zip(values, combination, strict=True))
+
+
+def _short(value: object) -> str:
+    """A value for a label: lists without brackets and quotes."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
