@@ -1,0 +1,389 @@
+"""The tables say what was measured, how sure it is, and why a figure is not there."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from tests.workflow.studies import cell, failed, grid, result, store
+from workflow import tables, typeset
+from workflow.registry import MethodInfo
+
+
+def scores(root, *documents, **options):
+    """Store results and return the built tables of the grid of their cells."""
+    from workflow.cells import Cell
+
+    store(root, *documents)
+    return tables.build(grid(*(Cell.from_json(document["cell"]) for document in documents), **options), root)
+
+
+def entry(table, label, column=0):
+    return next(row for row in table.rows if row.label == label).entries[column]
+
+
+def column(table, title, unit=None):
+    return next(i for i, c in enumerate(table.columns) if c.title == title and unit in (None, c.unit))
+
+
+def notes_of(table, found):
+    """The footnotes that an entry's marks point to."""
+    notes = dict((mark, text) for mark, text in table.notes if mark)
+    return [notes[mark] for mark in found.marks]
+
+
+class TestScores:
+    def test_three_seeds_give_their_mean_and_a_t_interval(self, tmp_path):
+        made = [result(cell(seed=seed), value) for seed, value in enumerate((0.80, 0.82, 0.84))]
+        found = entry(scores(tmp_path, *made).accuracy, "lora")
+        # t(0.975, 2) = 4.302653, standard deviation 2 points, 3 seeds
+        assert (found.value, found.seeds) == (pytest.approx(82.0), 3)
+        assert found.half == pytest.approx(4.302653 * 2 / 3**0.5, rel=1e-6)
+        assert found.text == "82.0 ±5.0"
+        assert found.marks == ()
+
+    def test_one_seed_gives_the_sampling_error_and_a_dagger(self, tmp_path):
+        built = scores(tmp_path, result(cell(), 0.9, stderr=0.01))
+        found = entry(built.accuracy, "lora")
+        assert found.half == pytest.approx(1.96)
+        assert found.marks == ("†",)
+        assert "one seed" in notes_of(built.accuracy, found)[0]
+
+    def test_without_a_standard_error_there_is_no_interval(self, tmp_path):
+        made = result(cell())
+        del made["metrics"]["selected"]["accuracy"]["stderr"]
+        built = scores(tmp_path, made)
+        found = entry(built.accuracy, "lora")
+        assert (found.text, found.half) == ("90.0", None)
+        assert "no interval" in notes_of(built.accuracy, found)[0]
+
+    def test_the_selection_rule_of_the_protocol_names_the_score(self, tmp_path):
+        made = result(cell(), 0.9)
+        made["metrics"] |= {"rule": "last", "last": {"accuracy": {"value": 0.7, "stderr": 0.01, "n": 500}}}
+        assert entry(scores(tmp_path, made).accuracy, "lora").value == pytest.approx(70.0)
+
+    def test_a_lost_seed_is_named(self, tmp_path):
+        lost = failed(cell(seed=2), "oom", "CUDA out of memory")
+        built = scores(tmp_path, result(cell(), 0.8), result(cell(seed=1), 0.9), lost)
+        found = entry(built.accuracy, "lora")
+        assert found.seeds == 2
+        assert notes_of(built.accuracy, found) == ["without seed 2 oom: CUDA out of memory"]
+
+
+class TestTies:
+    def test_overlapping_intervals_are_ties_and_others_are_not(self, tmp_path):
+        built = scores(
+            tmp_path,
+            result(cell("lora"), 0.90, stderr=0.01),
+            result(cell("vera"), 0.88, stderr=0.01),
+            result(cell("ia3"), 0.80, stderr=0.01),
+        )
+        assert [entry(built.accuracy, name).best for name in ("lora", "vera", "ia3")] == [True, True, False]
+
+    def test_controls_do_not_compete(self, tmp_path):
+        built = scores(tmp_path, result(cell("full"), 0.95), result(cell("lora"), 0.90))
+        assert [entry(built.accuracy, name).best for name in ("full", "lora")] == [False, True]
+
+    def test_stored_predictions_of_one_seed_are_compared_pairwise(self, tmp_path):
+        first, second = cell("lora"), cell("vera")
+        made = [result(first, 0.90, stderr=0.02), result(second, 0.86, stderr=0.02)]
+        store(tmp_path, *made)
+        # vera is right on a subset of what lora is right on: 20 pairs differ, all in one direction
+        for one, right in ((first, 450), (second, 430)):
+            answers = [1] * right + [0] * (500 - right)
+            frame = pd.DataFrame({"id": range(500), "reference": 1, "prediction_selected": answers})
+            frame.to_parquet((tmp_path / one.path).with_suffix(".predictions.parquet"))
+        built = scores(tmp_path, *made)
+        assert [entry(built.accuracy, name).best for name in ("lora", "vera")] == [True, False]
+
+    def test_unreadable_predictions_leave_the_intervals_to_decide(self, tmp_path):
+        made = [result(cell("lora"), 0.90, stderr=0.02), result(cell("vera"), 0.86, stderr=0.02)]
+        store(tmp_path, *made)
+        (tmp_path / cell("vera").path).with_suffix(".predictions.parquet").write_text("not parquet")
+        assert entry(scores(tmp_path, *made).accuracy, "vera").best
+
+
+class TestControls:
+    def test_controls_come_first_in_a_section_of_their_own(self, tmp_path):
+        names = ("lora", "full", "head", "random_labels", "untrained")
+        table = scores(tmp_path, *(result(cell(name)) for name in names)).accuracy
+        assert [row.label for row in table.rows] == ["untrained", "random_labels", "head", "full", "lora"]
+        assert [row.section for row in table.rows] == ["controls"] * 4 + ["methods"]
+
+    def test_a_method_below_a_control_is_marked(self, tmp_path):
+        built = scores(tmp_path, result(cell("head"), 0.8), result(cell("lora"), 0.7), result(cell("vera"), 0.79))
+        lora, vera = (entry(built.accuracy, name) for name in ("lora", "vera"))
+        assert "↓" in lora.marks and "↓" in vera.marks
+        note = dict(built.accuracy.notes)["↓"]
+        assert note.startswith("below control")
+        assert "lora on glue/sst2, minilm-l6, below head;" in note
+        assert note.endswith("vera on glue/sst2, minilm-l6, below head (intervals overlap)")
+
+    def test_full_fine_tuning_is_no_floor(self, tmp_path):
+        built = scores(tmp_path, result(cell("full"), 0.95), result(cell("lora"), 0.7))
+        assert "↓" not in entry(built.accuracy, "lora").marks
+
+
+class TestAbsence:
+    @pytest.mark.parametrize("status", ["oom", "diverged", "timeout", "unsupported", "error"])
+    def test_a_failed_cell_shows_its_word_and_reason(self, tmp_path, status):
+        built = scores(tmp_path, failed(cell(), status, "because of this"))
+        for table in built.typeset():
+            for found in table.rows[0].entries:
+                assert found.text == found.status == status
+                assert found.value is None
+                assert notes_of(table, found) == [f"{status}: because of this"]
+
+    def test_a_cell_that_has_not_run_is_missing(self, tmp_path):
+        found = entry(tables.build(grid(cell()), tmp_path).accuracy, "lora")
+        assert found.text == "missing"
+
+    def test_a_corrupt_file_is_a_row_with_the_mend(self, tmp_path):
+        path = tmp_path / cell().path
+        path.parent.mkdir(parents=True)
+        path.write_text('{"schema": 1, "key"')
+        built = tables.build(grid(cell()), tmp_path)
+        found = entry(built.accuracy, "lora")
+        assert found.text == "corrupt"
+        assert path.name in notes_of(built.accuracy, found)[0] and "mend:" in notes_of(built.accuracy, found)[0]
+
+    def test_a_file_with_the_result_of_another_cell_is_corrupt(self, tmp_path):
+        store(tmp_path, result(cell()))
+        other = cell(settings={"rank": 2})
+        (tmp_path / other.path).parent.mkdir(parents=True)
+        (tmp_path / cell().path).rename(tmp_path / other.path)
+        assert entry(tables.build(grid(other), tmp_path).accuracy, "lora").text == "corrupt"
+
+    def test_seeds_that_failed_in_several_ways_show_the_worst_word_and_every_reason(self, tmp_path):
+        built = scores(tmp_path, failed(cell(), "timeout", "an hour"), failed(cell(seed=1), "oom", "too big"))
+        found = entry(built.accuracy, "lora")
+        assert found.text == "oom"
+        assert notes_of(built.accuracy, found) == ["timeout: an hour", "oom: too big"]
+
+    def test_a_broken_plugin_is_a_row_with_its_error(self, tmp_path):
+        info = MethodInfo(**{name: None for name in MethodInfo.__dataclass_fields__} | {"name": "b", "error": "line 3"})
+        table = scores(tmp_path, result(cell()), broken=[info]).accuracy
+        assert entry(table, "b").text == "broken"
+        assert notes_of(table, entry(table, "b")) == ["broken: line 3"]
+
+    def test_a_cell_outside_the_grid_is_not_called_missing(self, tmp_path):
+        table = scores(tmp_path, result(cell()), result(cell("vera", task="mrpc"))).accuracy
+        assert entry(table, "lora", 1).text == entry(table, "vera", 0).text == "n/a"
+
+    def test_absent_figures_are_dashes_with_a_footnote(self, tmp_path):
+        built = scores(tmp_path, result(cell(), memory={"device": "cpu", "train_peak": 2**20}, latency=None))
+        reserved = entry(built.memory, "lora", column(built.memory, "training reserved"))
+        assert (reserved.text, reserved.value) == ("—", None)
+        assert "does not give this figure" in notes_of(built.memory, reserved)[0]
+        assert {found.text for found in built.latency.rows[0].entries} == {"—"}
+
+    def test_what_the_grid_does_not_measure_says_so(self, tmp_path):
+        built = scores(tmp_path, result(cell(), latency=None), measure=("accuracy",))
+        assert notes_of(built.latency, entry(built.latency, "lora")) == ["— absent: the grid does not measure latency"]
+
+    def test_no_failure_of_any_cell_raises(self, tmp_path):
+        empty = grid()
+        assert tables.build(empty, tmp_path).accuracy.rows == ()
+        assert tables.write(tables.build(empty, tmp_path), tmp_path / "out")
+
+
+class TestParameters:
+    def test_trained_head_stored_and_added_stay_apart(self, tmp_path):
+        table = scores(tmp_path, result(cell(), trained=2**18)).parameters
+        row = {(c.title, c.unit): e for c, e in zip(table.columns, table.rows[0].entries, strict=True)}
+        assert row["trained", "parameters"].text == "262,144"
+        assert row["trained", "% of backbone"].value == pytest.approx(262.144)
+        assert row["head", "parameters"].text == "770"
+        assert row["stored", "MiB"].value == pytest.approx(1.0)
+        assert row["added at inference", "parameters"].text == "0"
+
+    def test_a_count_that_is_not_the_closed_form_is_marked(self, tmp_path):
+        made = result(cell(), trained=1000)
+        made["parameters"]["expected"]["trained"] = 1200
+        table = scores(tmp_path, made).parameters
+        assert entry(table, "lora", 1).marks == ("≠",)
+        assert "trained: 1,000 found, 1,200 expected" in dict(table.notes)["≠"]
+
+    def test_a_count_inside_its_expected_range_is_not(self, tmp_path):
+        made = result(cell(), trained=1000)
+        made["parameters"]["expected"]["trained"] = [500, 1500]
+        assert entry(scores(tmp_path, made).parameters, "lora", 1).marks == ()
+
+    def test_counts_that_move_are_all_given(self, tmp_path):
+        made = result(cell())
+        made["parameters"]["trained"] = {
+            "attached": 1000,
+            "after_optimizer": 600,
+            "peak": 1000,
+            "mean": 750.5,
+            "final": 500,
+        }
+        table = scores(tmp_path, made).parameters
+        text = " ".join(notes_of(table, entry(table, "lora", 1)))
+        assert "1,000 / 750 / 500 (peak / mean / final)" in text
+        assert "1,000 attached, 600 after the optimizer is built" in text
+
+    def test_counts_of_a_failed_cell_are_shown(self, tmp_path):
+        made = result(cell(), metrics=None, status="oom", reason="too big")
+        assert entry(scores(tmp_path, made).parameters, "lora", 1).text == "1,000"
+
+
+class TestCosts:
+    def test_times_are_in_milliseconds_and_memory_in_mebibytes(self, tmp_path):
+        built = scores(tmp_path, result(cell()))
+        assert entry(built.time, "lora", column(built.time, "step median")).value == pytest.approx(25.0)
+        assert entry(built.time, "lora", column(built.time, "step p95")).value == pytest.approx(50.0)
+        assert entry(built.memory, "lora", column(built.memory, "training peak")).value == pytest.approx(256.0)
+        assert entry(built.latency, "lora", column(built.latency, "attached, batch 1")).value == pytest.approx(2.0)
+        assert entry(built.latency, "lora", column(built.latency, "merged, batch 32")).text == "—"
+
+    def test_seeds_are_put_together_by_median_of_time_and_largest_memory(self, tmp_path):
+        made = [result(cell(seed=seed)) for seed in range(3)]
+        for one, step, peak in zip(made, (0.010, 0.020, 0.090), (2**20, 3 * 2**20, 2**21), strict=True):
+            one["time"] = {"step_median": step}
+            one["memory"] = {"device": "cpu", "train_peak": peak}
+        built = scores(tmp_path, *made)
+        assert entry(built.time, "lora", column(built.time, "step median")).value == pytest.approx(20.0)
+        assert entry(built.memory, "lora", column(built.memory, "training peak")).value == pytest.approx(3.0)
+
+    def test_times_of_two_machines_carry_a_warning(self, tmp_path):
+        other = result(cell("vera"))
+        other["provenance"] = other["provenance"] | {"host": "node2"}
+        built = scores(tmp_path, result(cell()), other)
+        assert any("compare times only within one" in text for _, text in built.time.notes)
+
+
+class TestSummary:
+    def test_the_mean_over_tasks_needs_every_task(self, tmp_path):
+        built = scores(
+            tmp_path,
+            result(cell(), 0.9),
+            result(cell(task="mrpc"), 0.7),
+            result(cell("vera"), 0.9),
+            failed(cell("vera", task="mrpc"), "diverged", "loss is nan"),
+        )
+        mean = column(built.summary, "mean of 2")
+        assert entry(built.summary, "lora", mean).value == pytest.approx(80.0)
+        assert entry(built.summary, "lora", mean).half == pytest.approx((1.96**2 * 2) ** 0.5 / 2)
+        assert entry(built.summary, "vera", mean).text == "—"
+        assert "not every task" in notes_of(built.summary, entry(built.summary, "vera", mean))[0]
+
+    def test_it_fits_a_terminal_with_three_tasks(self, tmp_path):
+        tasks = ("acceptability", "entailment", "similarity")
+        made = [
+            result(cell(name, task=task, suite="demo_glue"), trained=294_912)
+            for task in tasks
+            for name in ("full", "lora")
+        ]
+        text = tables.to_markdown_text(scores(tmp_path, *made).summary)
+        table = [line for line in text.split("\n\n")[2].splitlines()]
+        assert max(map(len, table)) <= 110
+        assert len({line.rstrip()[-4:] for line in table if set(line) == {"-"}}) == 1
+
+
+class TestLabels:
+    def test_one_label_for_two_configurations_becomes_two_rows(self, tmp_path):
+        made = [result(cell(settings={"rank": rank})) for rank in (4, 8)]
+        labels = [row.label for row in scores(tmp_path, *made).accuracy.rows]
+        assert len(set(labels)) == 2 and all(re.fullmatch(r"lora \[[0-9a-f]{8}\]", label) for label in labels)
+
+    def test_divisions_are_kept_apart(self, tmp_path):
+        made = [result(cell(division=name, settings={"d": name})) for name in ("author", "tuned")]
+        labels = [row.label for row in scores(tmp_path, *made).accuracy.rows]
+        assert labels == ["lora (author)", "lora (tuned)"]
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Tables of a demo grid with a little of everything, with labels and reasons that need escaping."""
+    return scores(
+        tmp_path,
+        result(cell("head", suite="demo_glue"), 0.85),
+        result(cell("lora", suite="demo_glue", label="LoRA r=4_a & 50 %"), 0.8),
+        result(cell("vera", suite="demo_glue"), 0.9, latency=None),
+        failed(cell("oft", suite="demo_glue"), "oom", r"C:\path {x} used 100% of $MEM_#1 ~^ [a|b] <c>"),
+        title="A & B_c",
+    )
+
+
+class TestFiles:
+    NAMES = ("summary", "accuracy", "parameters", "memory", "latency", "time")
+
+    def test_every_table_is_written_in_four_formats(self, mixed, tmp_path):
+        written = {path.name for path in tables.write(mixed, tmp_path / "out")}
+        assert written == {f"{n}.{e}" for n in self.NAMES for e in ("csv", "parquet", "md", "tex")} | {
+            "cells.csv",
+            "cells.parquet",
+        }
+        assert {path.name for path in (tmp_path / "out").iterdir()} == written
+
+    def test_the_same_results_give_the_same_bytes(self, mixed, tmp_path):
+        tables.write(mixed, tmp_path / "one")
+        again = tables.build(grid(*(outcome.cell for outcome in mixed.study.all()), title="A & B_c"), tmp_path)
+        tables.write(again, tmp_path / "two")
+        for path in (tmp_path / "one").iterdir():
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+    def test_csv_and_parquet_hold_the_same_figures(self, mixed, tmp_path):
+        tables.write(mixed, tmp_path)
+        for name in self.NAMES:
+            csv, parquet = pd.read_csv(tmp_path / f"{name}.csv"), pd.read_parquet(tmp_path / f"{name}.parquet")
+            assert list(csv) == list(parquet)
+            numbers = [c for c in csv if c.endswith("]")]
+            pd.testing.assert_frame_equal(csv[numbers].astype(float), parquet[numbers].astype(float))
+
+    def test_cells_has_one_row_a_cell(self, mixed, tmp_path):
+        tables.write(mixed, tmp_path)
+        frame = pd.read_parquet(tmp_path / "cells.parquet")
+        assert len(frame) == 4
+        assert frame.set_index("method").status["oft"] == "oom"
+        assert frame.set_index("method")["memory.train_peak"]["vera"] == 256 * 2**20
+        assert frame.set_index("method")["parameters.expected.trained.low"]["vera"] == 1000
+
+    def test_every_column_has_a_unit(self, mixed):
+        assert all(column.unit for table in mixed.typeset() for column in table.columns)
+
+    def test_every_table_says_that_it_is_a_demo(self, mixed):
+        for table in mixed.typeset():
+            assert "(demo)" in typeset.to_markdown(table) and "(demo)" in typeset.to_latex(table)
+
+    def test_markdown_rows_have_equal_numbers_of_fields(self, mixed):
+        for table in mixed.typeset():
+            for block in table.blocks():
+                lines = typeset.markdown_block(block).splitlines()
+                assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {len(block.columns) + 2}
+
+    def test_latex_is_balanced_and_escaped(self, mixed):
+        for table in mixed.typeset():
+            text = typeset.to_latex(table)
+            assert re.findall(r"\\begin\{(\w+)\}", text).count("tabular") == len(table.blocks())
+            assert sorted(re.findall(r"\\begin\{(\w+)\}", text)) == sorted(re.findall(r"\\end\{(\w+)\}", text))
+            bare = re.sub(r"\\[\\&%$#_{}]", "", text)
+            assert bare.count("{") == bare.count("}")
+            assert bare.count("$") % 2 == 0
+            assert not re.search(r"[%#_^~|]", re.sub(r"\$[^$]*\$", "", bare))
+            assert text.isascii()
+
+    def test_latex_rows_have_equal_numbers_of_fields(self, mixed):
+        block = mixed.accuracy.blocks()[0]
+        lines = [line for line in typeset.latex_block(block).splitlines() if line.endswith(r"\\")]
+        fields = {len(re.findall(r"(?<!\\)&", line)) for line in lines if "multicolumn{2}{l}" not in line}
+        assert fields == {len(block.columns)}
+
+
+def test_tables_with_the_same_contents_are_printed_once():
+    columns = tuple(typeset.Column("head", "parameters", group) for group in ("a", "b", "c"))
+    entries = tuple(typeset.Entry(text) for text in ("2", "2", "3"))
+    table = typeset.Table("t", "T", columns, (typeset.TableRow("lora", "methods", entries),), (), split=True)
+    assert [block.groups for block in table.blocks()] == [("a", "b"), ("c",)]
+
+
+@pytest.mark.parametrize(
+    "value, text", [(0, "0"), (0.00123456, "0.00123"), (1.5, "1.50"), (123.4, "123"), (12345.6, "12,346")]
+)
+def test_three_significant_digits(value, text):
+    assert typeset.significant(value) == text
+
+
+def test_letters_go_on_after_z():
+    assert [typeset.letter(index) for index in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]

@@ -1,0 +1,83 @@
+"""What a reader should know before trusting the figures of a grid: cells that failed and scores that look wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from workflow.outcomes import Place, Row, Study, count_mismatches
+from workflow.standing import Standing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at. `severity` is 'serious', 'warning' or 'note'."""
+
+    kind: str
+    severity: str
+    where: str
+    text: str
+
+
+MEANING = {
+    "broken plugins": "A plugin that cannot be imported has no cells.",
+    "unreadable results": "A result file that is cut short or does not fit the schema.",
+    "failed cells": "The cell ended without a score; the word says how.",
+    "missing cells": "The grid names the cell, but it has not run.",
+    "unsupported cells": "The method says that it cannot work here.",
+    "below control": "A method that a control beats is more likely broken, or badly set, than bad.",
+    "parameter counts": "Counts that are not what the paper's closed form gives.",
+    "one seed": "The interval is that of sampling; another seed could move the score by more.",
+}
+FAILED = {"missing": ("missing cells", "note"), "unsupported": ("unsupported cells", "note")}
+FAILED |= {"corrupt": ("unreadable results", "serious")}
+
+
+def findings(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> list[Finding]:
+    """Every finding, in the order of MEANING, then of the tables."""
+    found = [
+        *broken_plugins(study),
+        *failed_cells(study),
+        *below_control(ranked),
+        *mismatches(study),
+        *one_seed(ranked),
+    ]
+    order = list(MEANING)
+    return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.kind))
+
+
+def broken_plugins(study: Study) -> Iterator[Finding]:
+    for row in study.rows:
+        if row.error:
+            yield Finding("broken plugins", "serious", row.label, row.error)
+
+
+def failed_cells(study: Study) -> Iterator[Finding]:
+    for (row, place), outcomes in study.outcomes.items():
+        for outcome in outcomes:
+            if not outcome.ok:
+                kind, severity = FAILED.get(outcome.status, ("failed cells", "serious"))
+                where = f"{row.label} on {place.title}, seed {outcome.cell.seed}"
+                yield Finding(kind, severity, where, f"{outcome.status}: {outcome.reason or 'no reason recorded'}")
+
+
+def below_control(ranked: dict[Place, dict[Row, Standing]]) -> Iterator[Finding]:
+    for place, standings in ranked.items():
+        for row, standing in standings.items():
+            if standing.below:
+                text = f"{standing.score.mean:.1f}, below {', '.join(standing.below)}"
+                yield Finding("below control", "warning", f"{row.label} on {place.title}", text)
+
+
+def mismatches(study: Study) -> Iterator[Finding]:
+    for (row, place), outcomes in study.outcomes.items():
+        for sentence in dict.fromkeys(sentence for outcome in outcomes for sentence in count_mismatches(outcome)):
+            yield Finding("parameter counts", "serious", f"{row.label} on {place.title}", sentence)
+
+
+def one_seed(ranked: dict[Place, dict[Row, Standing]]) -> Iterator[Finding]:
+    for place, standings in ranked.items():
+        single = [row.label for row, standing in standings.items() if standing.score.seeds == 1]
+        if single:
+            text = "every score" if len(single) == len(standings) else ", ".join(single)
+            yield Finding("one seed", "note", place.title, text)
