@@ -51,6 +51,14 @@ def read_yaml(path: Path) -> dict:
     return document
 
 
+def parse_value(text: str) -> object:
+    """One value as YAML reads it: `8` is a number, `[a, b]` a list, anything that is no YAML a text."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
 @cache
 def validator(schema: str, definition: str | None = None) -> Draft202012Validator:
     """The compiled validator of `schemas/<schema>.schema.json`, or of one of its definitions."""

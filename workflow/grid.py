@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -217,7 +218,7 @@ class _Expansion:
             yield replace(
                 entry,
                 label=" ".join([entry.label, *(f"{place[1]}={_short(point[place])}" for place in shown)]),
-                settings=settings.resolve(info, chosen, file=self.path, key=settings_key),
+                settings=self._settings(info, chosen, settings_key),
                 recipe=self._recipe(trained, join(key, "recipe")),
             )
 
@@ -233,6 +234,20 @@ class _Expansion:
             return {"method": str(name), "settings": given or {}}, join(key, str(name))
         documents.check(item, "grid", "entry", file=self.path, key=key)
         return item, join(key, "settings")
+
+    def _settings(self, info: MethodInfo, given: dict, key: str) -> dict:
+        """All settings of a method; those of a wrapper name a method `base`, whose own settings are checked too."""
+        resolved = settings.resolve(info, given, file=self.path, key=key)
+        if "base" in resolved and "base_settings" in info.settings:
+            base = self.methods[self._known(resolved["base"], self.methods, "method", join(key, "base"))]
+            inner = resolved["base_settings"] or {}
+            resolved["base_settings"] = settings.resolve(base, inner, file=self.path, key=join(key, "base_settings"))
+        return resolved
+
+    def _plugin(self, info: MethodInfo, resolved: dict) -> str:
+        """The digest of the code that a cell depends on: the method's, and that of the method it wraps."""
+        base = self.methods.get(resolved["base"]) if "base_settings" in info.settings else None
+        return hashlib.sha256((info.digest + base.digest).encode()).hexdigest() if base else info.digest
 
     def _recipe(self, recipe: dict, key: str, file: Path | None = None) -> dict:
         """A checked part of a recipe, with whole numbers as reals where reals belong (1 and 1.0 are one identity)."""
@@ -278,6 +293,9 @@ class _Expansion:
                 if model not in entry.models or (suite, task) not in entry.tasks:
                     continue
                 new_settings, new_recipe = self._overridden(entry, suite, task, model)
+                chosen = entry.settings
+                if new_settings:
+                    chosen = self._settings(entry.info, entry.settings | new_settings, entry.key)
                 cell = Cell(
                     suite=suite,
                     task=task,
@@ -285,14 +303,12 @@ class _Expansion:
                     method=entry.info.name,
                     label=entry.label,
                     division=entry.division,
-                    settings=settings.resolve(entry.info, entry.settings | new_settings, file=self.path, key=entry.key)
-                    if new_settings
-                    else entry.settings,
+                    settings=chosen,
                     recipe=task_recipe | method_recipes[entry.info.name] | grid_recipe | entry.recipe | new_recipe,
                     seed=entry.seeds[0],
                     protocol=protocol,
                     model_revision=self.models[model].identity,
-                    plugin=entry.info.digest,
+                    plugin=self._plugin(entry.info, chosen),
                     building_blocks=versions.BUILDING_BLOCKS,
                     training_loop=versions.TRAINING_LOOP,
                 )

@@ -100,8 +100,8 @@ def _plugin_class(text: Source) -> ClassSource:
 
 def _describe(text: Source, cls: ClassSource) -> MethodInfo:
     doc = ast.get_docstring(text.tree) or ""
-    settings = cls.nested("Settings")
     text.check()
+    settings = cls.nested("Settings")
     values = {
         "family": cls.attribute("family") or text.path.parent.name,
         "title": cls.attribute("title") or next(iter(doc.splitlines()), ""),
@@ -118,22 +118,14 @@ def _describe(text: Source, cls: ClassSource) -> MethodInfo:
         settings=settings.fields() if settings else {},
         class_name=cls.node.name,
         source=text,
-        error=_missing_module(text),
         **values,
     )
 
 
-def _missing_module(text: Source) -> str | None:
-    """Why importing the file would fail for want of a module, as far as that shows without importing anything."""
-    for module in text.modules:
-        package = module.split(".")[0]
-        if package == "methods":
-            folder = text.root.joinpath(*module.split("."))
-            if not (folder.is_dir() or folder.with_suffix(".py").is_file()):
-                return f"imports '{module}', which does not exist"
-        elif not _installed(package):
-            return f"imports '{package}', which is not installed"
-    return None
+def missing_package(info: MethodInfo) -> str | None:
+    """A package that the plugin imports at its top and that is not installed here, found without importing anything."""
+    packages = {module.split(".")[0] for module in info.source.modules} if info.source else ()
+    return next((name for name in sorted(packages) if not _installed(name)), None)
 
 
 @cache

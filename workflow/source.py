@@ -82,7 +82,11 @@ class Source:
         return tuple(read(path, self.root) for path in sorted(paths - {self.path}))
 
     def check(self, visited: frozenset[Path] = frozenset()) -> None:
-        """Raise SyntaxError (with its file name) if a plugin that this one imports from does not parse."""
+        """Raise ValueError or SyntaxError if this file imports from a plugin that is not there or does not parse."""
+        for module in self.modules:
+            folder = self.root.joinpath(*module.split("."))
+            if module.startswith("methods.") and not (folder.is_dir() or folder.with_suffix(".py").is_file()):
+                raise ValueError(f"imports '{module}', which does not exist")
         for plugin in self.plugins:
             if plugin.path not in visited:
                 plugin.check(visited | {self.path})
@@ -107,9 +111,15 @@ class Source:
             return self.classes[name]
         path, attribute = self.imports.get(name, (None, None))
         if path is None:
-            return None
+            return self._reexported(name)
         source = read(path, self.root)
         return source.lookup(attribute) if attribute else source
+
+    def _reexported(self, name: str) -> ClassSource | None:
+        """A class that a package gives out lazily: it is looked for in the package's modules."""
+        modules = sorted(self.path.parent.glob("*.py")) if self.path.name == "__init__.py" else []
+        found = (read(path, self.root).classes.get(name) for path in modules if path != self.path)
+        return next(filter(None, found), None)
 
     def resolve(self, expression: ast.expr) -> ClassSource | Source | None:
         """The class or module that `Name` or `a.b.Name` refers to; None where it lies outside the plugins."""

@@ -1,0 +1,214 @@
+"""The command line: `python -m workflow VERB`. Each verb imports what it needs, so that listing stays quick."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from workflow.errors import AtlasError, suggest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit status: 0, or 2 after an error that the user can mend."""
+    options = parser().parse_args(arguments)
+    try:
+        status = options.run(options) or 0
+        sys.stdout.flush()
+        return status
+    except AtlasError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader (head, less) has gone: nothing is left to say, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m workflow", description=__doc__)
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+
+    def verb(run, name: str, help: str, grid: bool = False, as_json: bool = False) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help, description=help)
+        added.set_defaults(run=run)
+        if grid:
+            added.add_argument("--grid", metavar="FILE", type=Path, default=Path("config/demo.yaml"), help="grid file")
+        if as_json:
+            added.add_argument("--json", action="store_true", help="print JSON")
+        return added
+
+    listing = verb(list_, "list", "list methods, tasks, models, or the cells of a grid", grid=True, as_json=True)
+    listing.add_argument("what", choices=["methods", "tasks", "models", "cells"])
+    listing.add_argument("--import", dest="imports", action="store_true", help="import every method to see if it works")
+
+    described = verb(describe, "describe", "show a method: metadata, paper, settings; with --model also its sites")
+    described.add_argument("method")
+    described.add_argument("--model")
+
+    checked = verb(check, "check", "run the conformance tests on a method file")
+    checked.add_argument("file", type=Path)
+
+    counted = verb(count, "count", "count a method's parameters on a model, without weights", as_json=True)
+    counted.add_argument("--method", required=True)
+    counted.add_argument("--model", required=True)
+    counted.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, in YAML")
+
+    celled = verb(cell, "cell", "run cells of a grid and write their results", grid=True)
+    celled.add_argument("--key", nargs="+", required=True, metavar="KEY/SEED", help="as `list cells` prints them")
+    celled.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's")
+    celled.add_argument("--threads", type=int, default=1)
+
+    verb(tables, "tables", "write the tables of a grid and print its summary", grid=True)
+    verb(report, "report", "write the HTML report of a grid and print its path", grid=True)
+    verb(status, "status", "count the cells of a grid by state and say why each one is not ok", grid=True, as_json=True)
+
+    retried = verb(retry, "retry", "delete results by status, so that the next run makes them again", grid=True)
+    retried.add_argument("--status", metavar="LIST", help="for example oom,timeout; default: the grid's `retry`")
+    return top
+
+
+def list_(options: argparse.Namespace) -> None:
+    from workflow import listing, text
+
+    if options.what == "cells":
+        rows = listing.cells(_grid(options))
+    elif options.what == "methods":
+        rows = listing.methods(options.imports)
+    else:
+        rows = {"tasks": listing.tasks, "models": listing.models}[options.what]()
+    print(json.dumps(rows, indent=1) if options.json else text.table(rows))
+
+
+def describe(options: argparse.Namespace) -> None:
+    from workflow import listing, text
+
+    info = _method(options.method)
+    print(listing.description(info))
+    if options.model:
+        from workflow import count
+
+        print(f"\non {_model(options.model)}\n{text.figures(count.count(info.name, options.model, {}))}")
+
+
+def check(options: argparse.Namespace) -> int:
+    from workflow import conformance
+
+    if not options.file.is_file():
+        mend = "give the path of a method file, methods/<family>/<name>.py"
+        raise AtlasError("no such file", file=options.file, mend=mend)
+    return conformance.check(options.file)
+
+
+def count(options: argparse.Namespace) -> None:
+    from workflow import count, settings, text
+
+    info = _method(options.method)
+    given = dict(_setting(text) for text in options.set)
+    settings.check(info, given, file=None, key="--set")
+    counted = count.count(info.name, _model(options.model), given)
+    print(json.dumps(counted, indent=1) if options.json else text.figures(counted))
+
+
+def _setting(text: str) -> tuple[str, object]:
+    from workflow import documents
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        mend = "write --set name=value, for example --set rank=4"
+        raise AtlasError(f"'{text}' is no setting", key="--set", mend=mend)
+    return name, documents.parse_value(value)
+
+
+def cell(options: argparse.Namespace) -> None:
+    grid = _grid(options)
+    chosen = [grid.cell(key) for key in options.key]
+    from workflow import cell
+
+    for each in chosen:
+        cell.main(grid, each, data_root=options.data_root, threads=options.threads)
+
+
+def tables(options: argparse.Namespace) -> None:
+    from workflow import tables
+
+    grid = _grid(options)
+    folder = Path("results", grid.name, "tables")
+    tables.write(tables.build(grid), folder)
+    print((folder / "summary.md").read_text())
+    print(f"tables: {folder}")
+
+
+def report(options: argparse.Namespace) -> None:
+    from workflow import report
+
+    print(f"report: {report.build(_grid(options))}")
+
+
+def status(options: argparse.Namespace) -> None:
+    from workflow import results, text
+
+    grid = _grid(options)
+    outcomes = [(cell, *results.outcome(cell)) for cell in grid.cells]
+    counts = dict(Counter(state for _, state, _ in outcomes).most_common())
+    if grid.broken:
+        counts["broken"] = len(grid.broken)
+    rows = [{"state": state, "cell": f"{cell.suite}/{cell.name}", "reason": reason}
+            for cell, state, reason in outcomes if state != "ok"]  # fmt: skip
+    rows += [{"state": "broken", "cell": f"method {info.name}", "reason": str(info.error)} for info in grid.broken]
+    if options.json:
+        print(json.dumps({"grid": grid.name, "cells": len(grid.cells), "counts": counts, "not_ok": rows}, indent=1))
+        return
+    print(f"{grid.name}: {len(grid.cells)} cells: {', '.join(f'{number} {state}' for state, number in counts.items())}")
+    if rows:
+        print(text.table(rows))
+
+
+def retry(options: argparse.Namespace) -> None:
+    from workflow import results
+
+    grid = _grid(options)
+    known = [state for state in (*results.STATUSES, "corrupt") if state != "ok"]
+    wanted = options.status.split(",") if options.status else grid.retry
+    for state in wanted:
+        if state not in known:
+            raise AtlasError(f"'{state}' cannot be retried", key="--status", mend=suggest(state, known))
+    dropped = [cell for cell in grid.cells if results.state(cell) in wanted]
+    for cell in dropped:
+        print(cell.path)
+        cell.path.unlink()
+    print(f"deleted {len(dropped)} results with status {' or '.join(wanted)}; run the grid to make them again")
+
+
+def _grid(options: argparse.Namespace):
+    from workflow import entry, grid
+
+    return grid.load(entry.find(str(options.grid)))
+
+
+def _method(name: str):
+    from workflow import registry
+
+    known = registry.methods()
+    if name not in known:
+        raise AtlasError(f"unknown method '{name}'", mend=suggest(name, known))
+    if known[name].error:
+        message = f"method '{name}' is broken: {known[name].error}"
+        raise AtlasError(message, file=known[name].path, mend="mend the plugin file")
+    return known[name]
+
+
+def _model(name: str) -> str:
+    from workflow import registry
+
+    known = registry.models()
+    if name not in known:
+        raise AtlasError(f"unknown model '{name}'", mend=suggest(name, known))
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())
