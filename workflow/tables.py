@@ -224,6 +224,7 @@ def summary(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) 
             INTERVAL,
             seeds_note(study),
             TIE_RULE,
+            "The interval of the mean over tasks treats the tasks as independent.",
             "Trained: parameters of the method at their peak, head apart; % of the backbone's parameters. Step: median "
             "training step, mean over tasks. Memory: peak while training, largest over tasks. Stored: bytes of the "
             "method's own state, largest over tasks, head apart. Figures over tasks are given only where every task "
@@ -284,7 +285,8 @@ def mean_entry(
     own = means[row]
     leader = max((one for other, one in means.items() if not other.control), key=lambda one: one.mean, default=own)
     best = not row.control and (own == leader or own.overlaps(leader))
-    return Entry(score_text(own), own.mean, own.half, own.seeds, best=best)
+    entry = Entry(score_text(own), own.mean, own.half, own.seeds, best=best)
+    return entry.marked(notes.case("†")) if own.seeds == 1 else entry
 
 
 def mean_scores(
