@@ -1,0 +1,1 @@
+"""Generators of the demo suite: one module a task, over one lexicon."""
