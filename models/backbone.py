@@ -1,0 +1,661 @@
+"""The one face of a pretrained network that methods and the harness see.
+
+A method asks for sites and attaches functions to them; it never touches an attribute of a model family. All that
+is attached is undone by `restore()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.architectures import ARCHITECTURES
+from models.attention import ReplacedAttention
+from models.batch import Batch, ForwardState, Outputs, Phase
+from models.head import Head
+from models.intercept import Handle, Switch, intercept
+from models.shape import BackboneShape, SiteId
+from models.sites import Site, SiteMap
+
+
+class Unsupported(Exception):
+    """This backbone cannot host what was asked; the text is the reason of an `unsupported` result."""
+
+
+@dataclass
+class BlockCall:
+    """One call of a block: `hidden` is its input (B, L, d); `proceed` runs it and returns (B, L', d)."""
+
+    hidden: Tensor
+    layer: SiteId
+    state: ForwardState
+    run: Callable[..., Any]
+    args: tuple
+    kwargs: dict
+    rest: tuple | None = None
+
+    def proceed(
+        self,
+        hidden: Tensor | None = None,
+        keep: Tensor | None = None,
+        extra: Tensor | None = None,
+        extra_as: Literal["query", "key", "both"] = "both",
+    ) -> Tensor:
+        """Run the block, on another input if one is given.
+
+        keep: (B, k) indices of the tokens that take part. extra: (B or 1, P, d) tokens appended at the end; as
+        "query" they see everything and nobody sees them, as "key" they are seen and see only the text, as "both"
+        they are ordinary tokens. Not with a key/value cache.
+        """
+        hidden = self.hidden if hidden is None else hidden
+        args, kwargs = self.args, dict(self.kwargs)
+        if keep is not None or extra is not None:
+            if kwargs.get("past_key_values") is not None:
+                raise Unsupported("tokens cannot be dropped or inserted with a key/value cache")
+            args = tuple(None if i == 0 and isinstance(a, Tensor) else a for i, a in enumerate(args))
+            mask = kwargs.pop("attention_mask", None)
+            if args and mask is None:
+                mask = args[0]
+            args = args[1:] if args else args
+            hidden, mask, kwargs = _change_tokens(hidden, mask, kwargs, keep, extra, extra_as)
+            kwargs["attention_mask"] = mask
+        result = self.run(hidden, *args, **kwargs)
+        if isinstance(result, tuple):
+            self.rest = result[1:]
+            return result[0]
+        return result
+
+
+def _change_tokens(hidden, mask, kwargs, keep, extra, extra_as):
+    """Gather or append tokens in the hidden state, the 4-D mask and the rotary tables."""
+    if mask is not None and mask.dim() != 4:
+        raise Unsupported("tokens can be dropped or inserted only under a four-dimensional mask")
+    rotary = kwargs.get("position_embeddings")
+    batch, length, width = hidden.shape
+    if keep is not None:
+        hidden = hidden.take_along_dim(keep[..., None].expand(-1, -1, width), 1)
+        if mask is not None:
+            mask = mask.expand(batch, mask.shape[1], length, length)
+            mask = mask.take_along_dim(keep[:, None, :, None], 2).take_along_dim(keep[:, None, None, :], 3)
+        if rotary is not None:
+            pick = keep[..., None].expand(-1, -1, rotary[0].shape[-1])
+            kwargs["position_embeddings"] = tuple(t.expand(batch, -1, -1).take_along_dim(pick, 1) for t in rotary)
+        length = keep.shape[1]
+    if extra is not None:
+        if rotary is not None:
+            raise Unsupported("tokens cannot be appended inside a rotary stack: they have no position")
+        added = extra.shape[1]
+        hidden = torch.cat([hidden, extra.expand(batch, -1, -1)], 1)
+        total = length + added
+        allowed = torch.ones(batch, 1, total, total, dtype=torch.bool, device=hidden.device)
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                raise Unsupported("tokens cannot be appended under an additive mask")
+            allowed[..., :length, :length] = mask
+            allowed[..., length:, :length] = mask[..., -1:, :]
+        own = torch.eye(added, dtype=torch.bool, device=hidden.device)
+        if extra_as == "query":
+            allowed[..., :length, length:] = False
+        elif extra_as == "key":
+            allowed[..., length:, length:] = own
+        mask = allowed
+    return hidden, mask, kwargs
+
+
+class Backbone:
+    """A frozen network, its task head, and the places where methods attach.
+
+    model: the transformers network without a classifier (with its language-model head for generation);
+    head: the trainable task head, or None when the network's own output layer is used.
+    """
+
+    def __init__(self, model: nn.Module, head: Head | None = None, tokenizer: Any = None, name: str = ""):
+        self.model, self.head, self.tokenizer, self.name = model, head, tokenizer, name
+        self.architecture = ARCHITECTURES[model.config.model_type]
+        self.kind = self.architecture.kind
+        self.map_ = SiteMap(model, self.architecture)
+        self.base = self.map_.base
+        self.shape: BackboneShape = self.map_.shape(self.kind, model.config.model_type)
+        self.state = ForwardState()
+        self.switch = Switch()
+        self.restorable = True
+        self._handles: list[Handle] = []
+        self._originals: dict[nn.Parameter, Tensor] = {}
+        self._slots: list[tuple[int, Callable[[], Tensor]]] = []
+        self._slots_hooked = False
+        self._edited = False
+        self._phase: Phase | None = None
+        self._take_pooled = head is not None and head.pooling == "pooler"
+        self._positions = self.kind in ("encoder", "decoder") and model.config.model_type != "roberta"
+        model.requires_grad_(False)
+
+    # ---- sites -----------------------------------------------------------------------------------------------
+
+    def sites(
+        self, names: Iterable[str], layers: Iterable[int] | None = None, part: str | None = None
+    ) -> list[Site]:
+        """The linear sites with these names, in model order."""
+        return [self.map_.linears[s] for s in self.shape.find(names, layers, part)]
+
+    def site(self, site: SiteId) -> Site:
+        return self.map_.linears[site]
+
+    def modules(self, name: str, part: str | None = None) -> dict[SiteId, nn.Module]:
+        """Modules at sites of this name (`block`, `norm.attn`, `attn.core`, `mlp.act`, `embed.token`, ...)."""
+        found = {
+            k: m for k, m in self.map_.modules.items() if k.name == name and (part is None or k.part == part)
+        }
+        if not found:
+            raise Unsupported(f"{self.shape.architecture} has no site '{name}'")
+        return found
+
+    def norms(self) -> dict[SiteId, nn.Module]:
+        """Every normalisation of the network, in model order."""
+        return self.map_.norms
+
+    def biases(self) -> dict[str, nn.Parameter]:
+        """Every bias term by the name of its site; a fused projection's bias once."""
+        found: dict[str, nn.Parameter] = {}
+        for site in self.shape.biases:
+            module = self.map_.linears[site].module if site in self.map_.linears else self.map_.modules[site]
+            if all(p is not module.bias for p in found.values()):
+                found[f"{site}.bias"] = module.bias
+        return found
+
+    # ---- attaching -------------------------------------------------------------------------------------------
+
+    def intercept(self, module: nn.Module, function: Callable) -> Handle:
+        """`function(proceed, *args, **kwargs)` around one module; undone by `restore()`."""
+        handle = intercept(module, function, self.switch)
+        self._handles.append(handle)
+        return handle
+
+    def map(self, site: Site, linear_map: nn.Module) -> Handle:
+        """Put y = linear_map(x, base) in the place of y = base(x) at a linear site (of a fused weight: its slice)."""
+        linear_map.site = site.id
+
+        def mapped(proceed, x):
+            if site.fused.of == 1:
+                return _gated(linear_map, x, proceed)
+            whole = proceed(x)
+
+            def base(z):
+                return site.take(whole if z is x else proceed(z))
+
+            return site.put(whole, _gated(linear_map, x, base))
+
+        return self.intercept(site.module, mapped)
+
+    def branch(self, block: SiteId, name: Literal["attn", "mlp", "cross"], function: Callable) -> None:
+        """`function(x, y, residual) -> y` at the end of a branch of one block.
+
+        x: input of the branch's first linear map (B, L, d); y: output of its last, before dropout, output norm
+        and residual; residual: input of the branch's norm, equal to x where norms come after the residual.
+        """
+        first = ("mlp.gate", "mlp.up") if name == "mlp" else (f"{name}.q",)
+        last = self.map_.linears[block._replace(name="mlp.down" if name == "mlp" else f"{name}.o")].module
+        first = next(self.map_.linears[s].module for n in first if (s := block._replace(name=n)) in self.map_.linears)
+        stash: dict[str, Tensor] = {}
+
+        def remember(key):
+            def run(proceed, x, *args, **kwargs):
+                stash.setdefault(key, x)
+                return proceed(x, *args, **kwargs)
+
+            return run
+
+        def end(proceed, z):
+            y = proceed(z)
+            x = stash.pop("x")
+            return function(x, y, stash.pop("residual", x))
+
+        self.intercept(first, remember("x"))
+        norm = self.map_.norms.get(block._replace(name=f"norm.{name}"))
+        if not self.architecture.post_norm and norm is not None:
+            self.intercept(norm, remember("residual"))
+        self.intercept(last, end)
+
+    def around(self, site: SiteId | Literal["stack"], function: Callable[[BlockCall], Tensor]) -> None:
+        """`function(call) -> (B, L, d)` around one block, or around the whole stack.
+
+        Not calling `call.proceed` skips the block. The stack is run by its first block and the others pass
+        through, which is right only where all blocks get the same arguments.
+        """
+        if site == "stack":
+            self._around_stack(function)
+            return
+        self.intercept(self.map_.modules[site], self._block_function(site, function))
+
+    def _block_function(self, site: SiteId, function: Callable[[BlockCall], Tensor]) -> Callable:
+        def run(proceed, *args, **kwargs):
+            hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
+            call = BlockCall(hidden, site, self.state, proceed, args[1:] if args else (), kwargs)
+            out = function(call)
+            if call.rest is not None:
+                return (out, *call.rest)
+            if self.shape.architecture in ("swin", "t5"):
+                raise Unsupported(f"a block of {self.shape.architecture} cannot be skipped")
+            return out
+
+        return run
+
+    def _around_stack(self, function: Callable[[BlockCall], Tensor]) -> None:
+        if self.shape.architecture in ("t5", "swin", "gemma3_text") or len(self.architecture.stacks) > 1:
+            raise Unsupported(f"the blocks of {self.shape.architecture} do not get equal arguments")
+        blocks = list(self.modules("block").values())
+        running = []
+
+        def first(call: BlockCall) -> Tensor:
+            own, call.run = call.run, lambda hidden, *a, **k: whole(own, hidden, *a, **k)
+            return function(call)
+
+        def whole(own, hidden, *args, **kwargs):
+            running.append(True)
+            try:
+                hidden = own(hidden, *args, **kwargs)
+                for block in blocks[1:]:
+                    hidden = block(hidden, *args, **kwargs)
+            finally:
+                running.pop()
+            return hidden
+
+        def other(proceed, hidden, *args, **kwargs):
+            return proceed(hidden, *args, **kwargs) if running else hidden
+
+        self.intercept(blocks[0], self._block_function(SiteId("", 0, "stack"), first))
+        for block in blocks[1:]:
+            self.intercept(block, other)
+
+    def attention(self, site: SiteId, function: Callable) -> None:
+        """`function(call, proceed) -> (B, H, L, D)` in the place of one attention (`attn.core`, `cross.core`)."""
+        if not self.architecture.dispatches:
+            raise Unsupported(f"the attention of {self.shape.architecture} cannot be replaced")
+        core, kind = self.map_.modules[site], site.name.split(".")[0]
+        if "_attention" not in core.__dict__:
+            projections = {n: self._projection(site._replace(name=f"{kind}.{n}")) for n in "qkv"}
+            core.__dict__["_attention"] = ReplacedAttention(self, projections)
+        core.__dict__["_attention"].functions.append(function)
+        self._handles.append(_Entry(core, function))
+
+    def _projection(self, site: SiteId) -> Callable[[Tensor], Tensor]:
+        place = self.map_.linears[site]
+        return lambda x: place.take(place.module(x))
+
+    def slots(self, count: int, rows: Callable[[], Tensor]) -> None:
+        """Insert `count` prompt tokens into every input; `rows()` gives their embeddings (P, d) or (B, P, d).
+
+        Text: before the first real token, or after the leading special token of an encoder. Images: after the
+        class token. Masks, positions, labels, pooling and the cache follow.
+        """
+        if self.shape.architecture == "swin":
+            raise Unsupported("prompt tokens do not fit into the windows of swin")
+        self._slots.append((count, rows))
+        if self._slots_hooked:
+            return
+        self._slots_hooked = True
+        if self.kind == "vision":
+            self.intercept(self.map_.modules[SiteId("", -1, "embed")], self._insert_tokens)
+        else:
+            part = "encoder" if self.kind == "encoder_decoder" else ""
+            self.intercept(self.map_.modules[SiteId(part, -1, "embed.token")], self._insert_rows)
+
+    @property
+    def slot_count(self) -> int:
+        return sum(count for count, _ in self._slots) if self.switch.on else 0
+
+    def _rows(self, batch: int, dtype: torch.dtype) -> Tensor:
+        rows = [r if r.dim() == 3 else r.expand(batch, -1, -1) for r in (make() for _, make in self._slots)]
+        return torch.cat(rows, 1).to(dtype)
+
+    def _insert_tokens(self, proceed, *args, **kwargs):
+        out = proceed(*args, **kwargs)
+        first, count = self.architecture.first_slot, self.slot_count
+        slots = torch.zeros(out.shape[0], out.shape[1] + count, dtype=torch.bool, device=out.device)
+        slots[:, first : first + count] = True
+        self.state.slots = slots
+        return torch.cat([out[:, :first], self._rows(len(out), out.dtype), out[:, first:]], 1)
+
+    def _insert_rows(self, proceed, ids):
+        if self.state.slots is None or self.state.phase == "decode":
+            return proceed(ids)
+        index = ids - self.shape.vocab
+        out = proceed(ids.masked_fill(index >= 0, 0))
+        rows = self._rows(len(ids), out.dtype)
+        picked = rows.take_along_dim(index.clamp_min(0)[..., None].expand(-1, -1, rows.shape[-1]), 1)
+        return torch.where((index >= 0)[..., None], picked, out)
+
+    def taps(self, layers: Iterable[int] | None = None, part: str = "", grad: bool = False) -> None:
+        """Record outputs of blocks (raw, before a final norm) in `state.taps[SiteId(part, layer, "block")]`."""
+        wanted = None if layers is None else set(layers)
+        for site, module in self.modules("block", part).items():
+            if wanted is None or site.layer in wanted:
+                self._handles.append(_Hook(module.register_forward_hook(self._tap(site, grad))))
+
+    def _tap(self, site: SiteId, grad: bool) -> Callable:
+        def hook(module, args, output):
+            out = output[0] if isinstance(output, tuple) else output
+            if self.switch.on:
+                self.state.taps[site] = out if grad else out.detach()
+
+        return hook
+
+    # ---- changing the pretrained weights -----------------------------------------------------------------------
+
+    def write(self, site: Site, weight: Tensor, bias: Tensor | None) -> None:
+        """Write W and b of a site; the original is kept, so that `restore_weights()` can bring it back."""
+        self._keep(site.module.weight, site.module.bias)
+        site.write(weight, bias)
+        self._edited = True
+
+    def train_weights(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """Make these pretrained parameters trainable (originals are kept while `restorable`)."""
+        chosen = [p for p in parameters if p is not None]
+        if self.restorable:
+            self._keep(*chosen)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        self._edited = True
+        return chosen
+
+    def _keep(self, *parameters: nn.Parameter | None) -> None:
+        for parameter in parameters:
+            if parameter is not None and parameter not in self._originals:
+                self._originals[parameter] = parameter.detach().clone()
+
+    @torch.no_grad()
+    def restore_weights(self) -> None:
+        """Copy the kept originals back, bit for bit."""
+        for parameter, original in self._originals.items():
+            parameter.copy_(original)
+        self._originals.clear()
+        self._edited = False
+
+    def restore(self) -> None:
+        """Undo everything that was attached or written."""
+        for handle in reversed(self._handles):
+            handle.remove()
+        self._handles.clear()
+        self._slots.clear()
+        self._slots_hooked = False
+        self.restore_weights()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.state = ForwardState()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The pretrained function itself, whatever is attached."""
+        if self._edited:
+            raise Unsupported("the pretrained function is gone: its weights were changed")
+        self.switch.on = False
+        try:
+            yield
+        finally:
+            self.switch.on = True
+
+    # ---- running -----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def to(self, device: torch.device) -> Backbone:
+        self.model.to(device)
+        if self.head is not None:
+            self.head.to(device)
+        return self
+
+    def train(self, mode: bool = True) -> None:
+        """Training or evaluation mode of the network and its head (dropout on or off)."""
+        self.model.train(mode)
+        if self.head is not None:
+            self.head.train(mode)
+
+    def gradient_checkpointing(self) -> None:
+        """Recompute blocks in the backward pass, without dragging a graph through frozen embeddings."""
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        self.model.disable_input_require_grads()
+
+    def forward(self, batch: Batch, phase: Phase | None = None) -> Outputs:
+        """One pass: sets the forward state, inserts prompt slots, builds masks and positions, pools, applies the head."""
+        training = torch.is_grad_enabled() and self.model.training
+        phase = phase or ("train" if training else "evaluate")
+        self.state = ForwardState(batch, batch.mask, None, phase, batch.prompt_length)
+        if self.kind == "vision":
+            out = self.model(pixel_values=batch.inputs["pixel_values"].to(self.dtype))
+            return self._classify(out)
+        batch = self._with_slots(batch)
+        if self.kind == "encoder_decoder":
+            return self._encode_decode(batch)
+        out = self.model(**self._arguments(batch))
+        if self.head is not None:
+            return self._classify(out)
+        logits, labels = out.logits, batch.labels
+        return Outputs(logits, None, out.get("past_key_values"), labels)
+
+    def _classify(self, out) -> Outputs:
+        hidden = out.last_hidden_state
+        if self._take_pooled:
+            left = self.state.batch.left_padded
+            pooled = self.model.pooler(self.head_row(hidden)) if left else out.pooler_output
+            return Outputs(self.head(pooled, self.state), hidden, None, self.state.batch.labels)
+        return Outputs(self.head(hidden, self.state), hidden, None, self.state.batch.labels)
+
+    def head_row(self, hidden: Tensor) -> Tensor:
+        """(B, 1, d): the hidden state of each row's first real token."""
+        index = self.state.mask.int().argmax(1)
+        return hidden.take_along_dim(index[:, None, None].expand(-1, 1, hidden.shape[-1]), 1)
+
+    def _encode_decode(self, batch: Batch) -> Outputs:
+        ids, mask = batch.inputs["input_ids"], self.state.mask
+        out = self.model(input_ids=ids, attention_mask=mask.long(), labels=batch.labels, use_cache=False)
+        return Outputs(out.logits, out.encoder_last_hidden_state, None, batch.labels)
+
+    def _with_slots(self, batch: Batch) -> Batch:
+        """Put ids beyond the vocabulary where the prompt goes, and move mask, types and labels along."""
+        if not self._slots or not self.switch.on:
+            return batch
+        count, ids, mask = self.slot_count, batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        size, length = ids.shape
+        start = mask.int().argmax(1, keepdim=True) + self.architecture.first_slot
+        place = torch.arange(length + count, device=ids.device)[None]
+        slots = (place >= start) & (place < start + count)
+        source = torch.where(place < start, place, place - count).clamp(0, length - 1).expand(size, -1)
+
+        def moved(values: Tensor, filler: Tensor | int) -> Tensor:
+            return torch.where(slots, filler, values.gather(1, source))
+
+        inputs = dict(batch.inputs)
+        inputs["input_ids"] = moved(ids, self.shape.vocab + (place - start))
+        inputs["attention_mask"] = moved(mask, 1)
+        if "token_type_ids" in inputs:
+            inputs["token_type_ids"] = moved(inputs["token_type_ids"], 0)
+        labels = batch.labels
+        if labels is not None and labels.dim() == 2 and self.kind == "decoder":
+            labels = moved(labels, -100)
+        prompt = None if batch.prompt_length is None else batch.prompt_length + count
+        batch = replace(batch, inputs=inputs, labels=labels, prompt_length=prompt)
+        self.state.batch, self.state.mask, self.state.slots = batch, inputs["attention_mask"].bool(), slots
+        self.state.prompt_length = prompt
+        return batch
+
+    def _arguments(self, batch: Batch) -> dict[str, Any]:
+        arguments = {k: v for k, v in batch.inputs.items() if k != "attention_mask"}
+        if self.kind == "decoder":
+            arguments["use_cache"] = False
+        if batch.unpadded:
+            return arguments
+        if self._positions and (batch.left_padded or self.kind == "decoder"):
+            arguments["position_ids"] = self.state.positions
+        mask = self.state.mask
+        if self.architecture.mask == "2d":
+            arguments["attention_mask"] = mask.long()
+            return arguments
+        length = mask.shape[1]
+        arguments["attention_mask"] = mask[:, None, None, :].expand(-1, 1, length, -1)
+        if self.kind == "decoder":
+            causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+            own = torch.eye(length, dtype=torch.bool, device=mask.device)
+            arguments["attention_mask"] = (arguments["attention_mask"] & causal) | own
+        return arguments
+
+    @torch.inference_mode()
+    def generate(
+        self, batch: Batch, tokens: int, stop: int | None = None, cached: bool = True, logits: Callable | None = None
+    ) -> Tensor:
+        """Greedy continuation: (B, new tokens) ids, `stop` repeated after a row has ended.
+
+        Decoders want left padding. `logits(scores, state)` may change the scores (B, vocabulary) of each step.
+        Without `cached` every step runs the whole text again: slow, for checking.
+        """
+        if self.kind == "encoder_decoder":
+            return self._generate_encoder_decoder(batch, tokens, stop, logits)
+        if self.kind != "decoder":
+            raise Unsupported(f"an {self.kind} does not generate")
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        new: list[Tensor] = []
+        cache = full_mask = None
+        for step in range(tokens):
+            if step and cached:
+                full_mask = torch.cat([full_mask, torch.ones_like(full_mask[:, :1])], 1)
+                self.state = ForwardState(batch, full_mask.bool(), None, "decode", None, full_mask.shape[1] - 1)
+                out = self.model(
+                    input_ids=new[-1][:, None],
+                    attention_mask=full_mask,
+                    position_ids=self.state.positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            else:
+                inputs = {"input_ids": torch.cat([ids, *(n[:, None] for n in new)], 1)}
+                inputs["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), len(new))], 1)
+                grown = replace(batch, inputs=inputs, labels=None)
+                self.state = ForwardState(grown, grown.mask, None, "prefill", batch.prompt_length)
+                grown = self._with_slots(grown)
+                arguments = self._arguments(grown) | {"use_cache": cached}
+                out = self.model(**arguments)
+                full_mask = self.state.mask.long()
+            cache = out.past_key_values if cached else None
+            scores = out.logits[:, -1]
+            scores = scores if logits is None else logits(scores, self.state)
+            token = scores.argmax(-1)
+            if stop is not None:
+                token = torch.where(done, stop, token)
+                done = done | (token == stop)
+            new.append(token)
+            if stop is not None and step % 8 == 7 and bool(done.all()):
+                break
+        return torch.stack(new, 1)
+
+    def _generate_encoder_decoder(self, batch: Batch, tokens: int, stop: int | None, logits) -> Tensor:
+        self.state = ForwardState(batch, batch.mask, None, "prefill", batch.prompt_length)
+        batch = self._with_slots(batch)
+        mask = self.state.mask.long()
+        encoded = self.model.get_encoder()(input_ids=batch.inputs["input_ids"], attention_mask=mask)
+        start = torch.full((len(mask), 1), self.model.config.decoder_start_token_id, device=mask.device)
+        done, new = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), [start[:, 0]]
+        for _ in range(tokens):
+            ids = torch.stack(new, 1)
+            out = self.model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=ids, use_cache=False)
+            scores = out.logits[:, -1] if logits is None else logits(out.logits[:, -1], self.state)
+            token = scores.argmax(-1)
+            if stop is not None:
+                token = torch.where(done, stop, token)
+                done = done | (token == stop)
+            new.append(token)
+        return torch.stack(new[1:], 1)
+
+    # ---- calibration --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def inputs(self, sites: Iterable[Site], seen: Callable[[SiteId, Tensor], None]) -> Iterator[None]:
+        """While open, `seen(site, rows)` gets the inputs (N, in) of linear sites, padding left out."""
+        hooks = []
+        for site in sites:
+
+            def hook(module, args, site=site):
+                rows, mask = args[0], self.state.mask
+                if rows.dim() == 3 and mask is not None and rows.shape[:2] == mask.shape:
+                    rows = rows[mask]
+                seen(site.id, rows.reshape(-1, rows.shape[-1]).detach())
+
+            hooks.append(site.module.register_forward_pre_hook(hook))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def weight_gradients(
+        self, sites: Iterable[Site], batches: Iterable[Batch], loss: Callable[[Outputs, Batch], Tensor]
+    ) -> dict[SiteId, Tensor]:
+        """Mean gradient of the loss with respect to W (out, in) at each site, in fp32.
+
+        Gradients are moved out of the network as soon as each is ready, so at most one is held twice.
+        """
+        sites = list(sites)
+        sums: dict[nn.Parameter, Tensor] = {}
+        count = 0
+
+        def collect(parameter):
+            gradient = parameter.grad.float()
+            sums[parameter] = gradient if parameter not in sums else sums[parameter].add_(gradient)
+            parameter.grad = None
+
+        weights = {site.module.weight for site in sites}
+        hooks = [w.requires_grad_(True).register_post_accumulate_grad_hook(collect) for w in weights]
+        try:
+            for batch in batches:
+                loss(self.forward(batch, "train"), batch).backward()
+                count += 1
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for weight in weights:
+                weight.requires_grad_(False)
+        if self.head is not None:
+            self.head.zero_grad(set_to_none=True)
+        found = {s.id: s._view(sums[s.module.weight] / count, bias=False) for s in sites}
+        return {k: (g.flatten(0, 1) if g.dim() == 3 else g) for k, g in found.items()}
+
+
+def _gated(linear_map: nn.Module, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
+    """The map's output, its contribution scaled by `linear_map.gate` (1 by default)."""
+    if linear_map.merged:
+        return base(x)
+    y = linear_map(x, base)
+    if isinstance(linear_map.gate, float) and linear_map.gate == 1.0:
+        return y
+    plain = base(x)
+    return plain + linear_map.gate * (y - plain)
+
+
+class _Entry:
+    """A replaced attention, as a handle."""
+
+    def __init__(self, core: nn.Module, function: Callable):
+        self.core, self.function = core, function
+
+    def remove(self) -> None:
+        replaced = self.core.__dict__["_attention"]
+        replaced.functions.remove(self.function)
+        if not replaced.functions:
+            del self.core.__dict__["_attention"]
+
+
+class _Hook:
+    """A torch hook, as a handle."""
+
+    def __init__(self, hook):
+        self.remove = hook.remove

@@ -1,0 +1,161 @@
+"""Build a backbone: with its pretrained weights, with random ones, or on the meta device for counting."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from models.architectures import ARCHITECTURES
+from models.backbone import Backbone
+from models.entries import ModelEntry
+from models.head import Head
+from workflow.errors import AtlasError
+
+Weights = Literal["pretrained", "random", "meta"]
+
+
+def folder(entry: ModelEntry) -> Path | str:
+    """Where the weights are: a local folder, or the hub id. A missing package or folder is one clear error."""
+    if entry.source == "package":
+        package, _, inside = entry.location.partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            pip = package.replace("_", "-")
+            raise AtlasError(f"model '{entry.name}' needs the package {pip}", mend=f"pip install {pip}=={entry.revision}")
+        return Path(spec.origin).parent / inside
+    if entry.source in ("local", "project"):
+        path = Path(__file__).parent / entry.location if entry.source == "project" else Path(entry.location)
+        if not path.is_dir():
+            raise AtlasError(f"no folder with the weights of '{entry.name}'", file=path, mend="set `location` in models/")
+        return path
+    return entry.location
+
+
+def configuration(entry: ModelEntry):
+    """The transformers configuration of an entry, from the YAML alone."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(entry.architecture, **entry.config)
+
+
+def load(
+    entry: ModelEntry,
+    task: str = "classification",
+    labels: int = 2,
+    weights: Weights = "pretrained",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """The backbone of a model entry for a kind of task (`classification`, `regression`, `generation`).
+
+    With `weights="random"` (and for `source: random`) the weights come from `seed`; with "meta" there are none.
+    """
+    architecture = ARCHITECTURES[entry.architecture]
+    generation = task == "generation"
+    if generation and architecture.kind not in ("decoder", "encoder_decoder"):
+        raise AtlasError(f"model '{entry.name}' cannot generate: it is of kind {architecture.kind}", mend="use a decoder")
+    dtype = dtype or getattr(torch, entry.dtype)
+    pooling = entry.pooling or architecture.pooling
+    options = {} if generation else dict(architecture.options)
+    if entry.architecture == "bert" and pooling != "pooler":
+        options["add_pooling_layer"] = False
+    if entry.source == "random" and weights == "pretrained":
+        weights = "random"
+    auto = _auto(architecture, generation)
+    if weights == "pretrained":
+        model = _pretrained(entry, auto, options, dtype)
+        tokenizer = _tokenizer(entry, architecture.kind)
+    else:
+        model = _from_configuration(configuration(entry), auto, options, dtype, weights, seed)
+        tokenizer = None
+    head = None
+    if not generation:
+        outputs = 1 if task == "regression" else labels
+        with torch.device("meta" if weights == "meta" else "cpu"):
+            head = Head(
+                _width(model.config),
+                outputs,
+                pooling,
+                architecture.head == "dense",
+                architecture.head_bias,
+                _dropout(model.config),
+            )
+        if weights != "meta":
+            head.initialise(torch.Generator().manual_seed(seed))
+    backbone = Backbone(model, head, tokenizer, entry.name)
+    return backbone if weights == "meta" else backbone.to(torch.device(device))
+
+
+def _auto(architecture, generation: bool):
+    import transformers
+
+    if architecture.kind == "encoder_decoder":
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM if generation else transformers.AutoModel
+
+
+def _pretrained(entry: ModelEntry, auto, options: dict, dtype: torch.dtype):
+    where = folder(entry)
+    revision = {"revision": entry.revision} if entry.source == "hub" else {}
+    try:
+        from models.attention import NAME
+
+        return auto.from_pretrained(
+            where, dtype=dtype, attn_implementation=NAME, use_safetensors=True, trust_remote_code=False, **revision, **options
+        )
+    except OSError as problem:
+        hint = "run `snakemake fetch` on a machine with network" if entry.source == "hub" else "reinstall the package"
+        first = str(problem).splitlines()[0]
+        raise AtlasError(f"weights of '{entry.name}' cannot be loaded: {first}", file=where, mend=hint) from problem
+
+
+def _from_configuration(config, auto, options: dict, dtype: torch.dtype, weights: Weights, seed: int):
+    from models.attention import NAME
+
+    if weights == "meta":
+        with torch.device("meta"):
+            return auto.from_config(config, dtype=dtype, attn_implementation=NAME, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return auto.from_config(config, dtype=dtype, attn_implementation=NAME, **options)
+
+
+def _tokenizer(entry: ModelEntry, kind: str):
+    if kind == "vision":
+        return None
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers import AutoTokenizer
+
+    revision = {"revision": entry.revision} if entry.source == "hub" else {}
+    return AutoTokenizer.from_pretrained(folder(entry), **revision)
+
+
+def _width(config) -> int:
+    if config.model_type == "swin":
+        return config.embed_dim * 2 ** (len(config.depths) - 1)
+    return config.hidden_size
+
+
+def _dropout(config) -> float:
+    value = getattr(config, "classifier_dropout", None)
+    return value if value is not None else getattr(config, "hidden_dropout_prob", 0.0)
+
+
+def fingerprint(entry: ModelEntry) -> str:
+    """sha256 over the weight files of a local source; for the hub the pinned commit; for random ones the config."""
+    where = folder(entry) if entry.source != "random" else None
+    digest = hashlib.sha256()
+    if isinstance(where, Path):
+        for path in sorted(where.glob("*.safetensors")):
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+        return digest.hexdigest()[:16]
+    digest.update(f"{entry.identity} {sorted(entry.config.items())}".encode())
+    return entry.revision if entry.source == "hub" else digest.hexdigest()[:16]

@@ -1,0 +1,371 @@
+"""Run one cell: load, attach, train, evaluate, measure, and write its result. A failure is a result too."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.entries import model as model_entry
+from workflow import provenance, registry, results
+from workflow.cells import Cell
+from workflow.errors import AtlasError
+from workflow.grid import Grid
+
+PROGRESS_SECONDS = 10.0
+LATENCY_BATCHES = (1, 32)
+
+
+class Unusable(Exception):
+    """The method does not support this backbone or task; the text is the reason."""
+
+
+@dataclass
+class Run:
+    """What is known so far of a running cell; becomes its result."""
+
+    cell: Cell
+    figures: dict[str, Any] = field(default_factory=dict)
+    time: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, name: str):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.time[name] = self.time.get(name, 0.0) + time.perf_counter() - start
+
+
+def main(grid: Grid, cell: Cell, out: Path | None = None, data_root: Path | None = None, threads: int = 1) -> str:
+    """Run a cell of a grid and write its result; returns the status.
+
+    Raises AtlasError only where no later cell could do better: missing data, missing weights, a disk that is full.
+    """
+    out = cell.path if out is None else Path(out)
+    started, began = provenance.now(), time.perf_counter()
+    import torch
+
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run, root = Run(cell), _root(out, cell)
+    status, reason = _guarded(run, grid, device, root, data_root or grid.data_root, out)
+    run.time["total"] = time.perf_counter() - began
+    result = {
+        "schema": 1,
+        "key": cell.key,
+        "cell": cell.to_json(),
+        "status": status,
+        "reason": reason,
+        **run.figures,
+        "time": run.time,
+        "provenance": {
+            "started": started,
+            "finished": provenance.now(),
+            **provenance.collect(device, threads),
+            **run.figures.pop("sources", {}),
+        },
+    }
+    result.pop("sources", None)
+    results.write(out, result)
+    shutil.rmtree(root / cell.state_dir, ignore_errors=True)
+    say(cell, _summary(status, reason, run, grid, root))
+    return status
+
+
+def _root(out: Path, cell: Cell) -> Path:
+    """The folder that holds results/: where the output path ends with the cell's own path."""
+    own = cell.path.parts
+    return Path(*out.parts[: -len(own)]) if out.parts[-len(own) :] == own else Path()
+
+
+def say(cell: Cell, text: str) -> None:
+    print(f"{cell.name}  {text}", file=sys.stderr, flush=True)
+
+
+def _summary(status: str, reason: str | None, run: Run, grid: Grid, root: Path) -> str:
+    text = status if reason is None else f"{status}: {reason}"
+    if status == "ok":
+        metrics = run.figures["metrics"]
+        best = metrics[metrics["rule"]][metrics["primary"]]
+        text = f"ok  {metrics['primary']} {best['value']:.3f}"
+    return f"{text}  ({run.time['total']:.0f} s){_grid_progress(grid, root)}"
+
+
+def _grid_progress(grid: Grid, root: Path) -> str:
+    """Cells done so far, where counting them is cheap."""
+    if len(grid.cells) > 1000:
+        return ""
+    return f"  {sum((root / cell.path).exists() for cell in grid.cells)} of {len(grid.cells)} cells done"
+
+
+def _guarded(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: Path) -> tuple[str, str | None]:
+    """Run and turn what a method or model does wrong into a status with a reason."""
+    import torch
+
+    from models.backbone import Unsupported
+    from workflow.train import Diverged, TimeLimit
+
+    try:
+        _run(run, grid, device, root, data_root, out)
+    except (Unusable, Unsupported) as problem:
+        return "unsupported", str(problem)
+    except Diverged as problem:
+        return "diverged", str(problem)
+    except TimeLimit as problem:
+        return "timeout", str(problem)
+    except AtlasError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as problem:
+        return "oom", _first_line(problem)
+    except OSError as problem:
+        raise AtlasError(f"the machine failed: {problem}", file=problem.filename, mend="run the same command again") from problem
+    except Exception as problem:
+        if isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem):
+            return "oom", _first_line(problem)
+        traceback.print_exc()
+        return "error", f"{type(problem).__name__}: {_first_line(problem)}"
+    return "ok", None
+
+
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0][:500]
+
+
+def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: Path) -> None:
+    import torch
+
+    from models import load as loading
+    from workflow import measure
+    from workflow.evaluate import predict, scores
+    from workflow.train import Training
+
+    cell, recipe = run.cell, run.cell.recipe
+    suite = registry.suites()[cell.suite]
+    info, entry = suite.info(cell.task), model_entry(cell.model)
+    plugin = registry.load_method(registry.methods(grid.plugins)[cell.method])
+    method = plugin.create(cell.settings)
+    memory = measure.Memory(device)
+    run.figures["memory"] = memory.figures
+
+    with run.timed("data"):
+        data = suite.load(cell.task, cell.protocol, data_root)
+    with run.timed("load"), memory.phase("load"):
+        dtype = getattr(torch, recipe["dtype"])
+        seed = _named_seed(cell.seed, "head")
+        backbone = loading.load(entry, info.kind, len(info.labels), device=device, dtype=dtype, seed=seed)
+        backbone.restorable = False
+    run.figures["sources"] = {
+        "data": {"fingerprint": data.fingerprint, "source": data.source},
+        "model": {"fingerprint": loading.fingerprint(entry), "source": entry.identity},
+    }
+    if reason := method.supports(backbone.shape, info):
+        raise Unusable(reason)
+    with run.timed("data"):
+        encoded = {name: _encode(info, getattr(data, name), backbone, recipe) for name in ("validation", "test")}
+    training = Training(
+        backbone,
+        method,
+        recipe,
+        encoded["validation"],
+        lambda split: scores(info, predict(backbone, method, split, info), split.labels)[info.primary]["value"],
+        cell.seed,
+        checkpoint=root / cell.state_dir / "checkpoint.pt",
+        checkpoint_seconds=float(os.environ.get("ATLAS_CHECKPOINT_SECONDS", 60)),
+        deadline=_deadline(),
+        progress=_progress(cell),
+    )
+    with run.timed("data"):
+        training.splits["train"] = _encode(info, method.training_data(data.train, training), backbone, recipe)
+    with memory.phase("attach"):
+        _attach(run, method, backbone, training)
+    run.figures["parameters"] = counts = _counts(method, backbone)
+    if recipe["gradient_checkpointing"]:
+        backbone.gradient_checkpointing()
+
+    start = time.perf_counter()
+    try:
+        with memory.phase("train"):
+            training.run()
+    finally:
+        _note_training(run, training, counts, time.perf_counter() - start)
+    with run.timed("test"), memory.phase("inference"):
+        method.prepare_inference()
+        last = predict(backbone, method, encoded["test"], info)
+        selected = last
+        if training.best is not None and training.log.best_step != training.log.steps:
+            training.load_weights(training.best)
+            selected = predict(backbone, method, encoded["test"], info)
+        references = encoded["test"].labels
+        run.figures["metrics"] = {
+            "primary": info.primary,
+            "rule": "last" if training.best is None else "selected",
+            "selected": scores(info, selected, references),
+            "last": scores(info, last, references),
+            "selected_step": max(0, training.log.best_step),
+        }
+    with run.timed("save"):
+        _note_stored(counts, method, backbone, measure)
+        _save_predictions(out, data.test.ids, references, selected, last)
+    with run.timed("measure"):
+        _measure_inference(run, grid, method, backbone, encoded["test"])
+
+
+def _named_seed(seed: int, name: str) -> int:
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
+
+
+def _encode(info, split, backbone, recipe: dict):
+    from workflow import data
+
+    if info.modality != "text" or info.kind == "generation":
+        raise Unusable(f"{info.suite}/{info.name}: {info.kind} on {info.modality} is not there yet")
+    limit = min(recipe["max_length"] or info.max_length, backbone.shape.tokens or 1 << 30)
+    return data.encode_text(split.inputs, np.asarray(split.labels), backbone.tokenizer, limit)
+
+
+def _attach(run: Run, method, backbone, training) -> None:
+    with run.timed("calibrate"):
+        method.planned = method.plan(backbone.shape)
+        method.calibrate(backbone, training)
+    with run.timed("attach"):
+        method.attach(backbone, training)
+        method.initialise(backbone, training)
+
+
+def _counts(method, backbone) -> dict[str, Any]:
+    expected = method.expected_parameters(backbone.shape).resolved(method.mergeable)
+    attached = sum(p.numel() for p in method.trained())
+    return {
+        "backbone": backbone.shape.parameters,
+        "head": sum(p.numel() for p in backbone.head.parameters()) if backbone.head is not None else 0,
+        "trained": {"attached": attached},
+        "expected": {name: _range(getattr(expected, name)) for name in ("trained", "stored", "added")},
+        "added_at_inference": 0 if method.mergeable else sum(p.numel() for p in method.parts.parameters()),
+    }
+
+
+def _range(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _note_training(run: Run, training, counts: dict, wall: float) -> None:
+    from workflow.measure import step_times
+
+    log = training.log
+    run.time |= step_times(log.step_seconds) | {k: v for k, v in log.seconds.items()}
+    seconds = sum(log.step_seconds)
+    run.time["train"] = seconds
+    if seconds:
+        run.time |= {"examples_per_s": log.examples / seconds, "tokens_per_s": log.tokens / seconds}
+    run.figures["curves"] = {"train_loss": log.train_loss, "validation": log.validation}
+    size = training.recipe["batch_size"]
+    run.figures["training"] = {
+        "steps": log.steps,
+        "epochs": log.examples / len(training.splits["train"]),
+        "examples": log.examples,
+        "tokens": log.tokens,
+        "padding_fraction": 1 - log.tokens / log.padded if log.padded else 0.0,
+        "resumed": log.resumed,
+        "effective_batch_size": size,
+    }
+    if log.trainable:
+        counts["trained"] |= {"after_optimizer": log.after_optimizer, **_over_time(log.trainable, log.steps)}
+
+
+def _over_time(logged: list[list[int]], steps: int) -> dict[str, float]:
+    """Peak, mean over steps and final number of trained parameters from [step, count] changes."""
+    ends = [step for step, _ in logged[1:]] + [max(steps, logged[-1][0] + 1)]
+    spans = [(end - step, count) for (step, count), end in zip(logged, ends, strict=True)]
+    total = sum(span for span, _ in spans)
+    mean = sum(span * count for span, count in spans) / total if total else logged[-1][1]
+    return {"peak": max(count for _, count in logged), "mean": mean, "final": logged[-1][1]}
+
+
+def _note_stored(counts: dict, method, backbone, measure) -> None:
+    state = method.state_dict()
+    counts["stored"] = sum(t.numel() for t in state.values())
+    counts["stored_bytes"] = measure.stored_bytes(state)
+    if backbone.head is not None:
+        counts["head_bytes"] = measure.stored_bytes(backbone.head.state_dict())
+
+
+def _save_predictions(out: Path, ids, references, selected, last) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "id": pa.array(ids),
+        "reference": pa.array(references),
+        "prediction_selected": pa.array(selected.predicted),
+        "prediction_last": pa.array(last.predicted),
+    }
+    if selected.scores is not None:
+        for k in range(selected.scores.shape[1]):
+            columns[f"score_{k}"] = pa.array(selected.scores[:, k].astype(np.float32))
+    path = out.with_name(f"{out.stem}.predictions.parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _measure_inference(run: Run, grid: Grid, method, backbone, test) -> None:
+    from workflow import measure
+
+    order = np.argsort(test.lengths, kind="stable")
+    middle = len(order) // 2
+    batches = {}
+    for size in LATENCY_BATCHES:
+        rows = order[max(0, middle - size // 2) :][:size]
+        batches[f"batch_{size}"] = test.batch(rows).to(backbone.device)
+    largest = batches[f"batch_{LATENCY_BATCHES[-1]}"]
+    if method.mergeable:
+        run.figures["merge"] = measure.merge_error(backbone, method, largest)
+    if "latency" in grid.measure:
+        run.figures["latency"] = measure.latency(backbone, method, batches)
+        run.figures["latency"]["length"] = int(test.lengths[order[middle]])
+
+
+def _deadline() -> float | None:
+    """The cell's own time limit, from ATLAS_TIME_LIMIT (seconds)."""
+    limit = os.environ.get("ATLAS_TIME_LIMIT")
+    return time.monotonic() + float(limit) if limit else None
+
+
+def _progress(cell: Cell):
+    """A line now and then: step, loss, time left."""
+    began = last = time.monotonic()
+    first = None
+
+    def show(step: int, total: int, loss: float) -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = step if first is None else first
+        if now - last < PROGRESS_SECONDS:
+            return
+        last = now
+        rate = (step - first) / (now - began) if step > first else 0.0
+        left = f"  {_clock((total - step) / rate)} left" if rate else ""
+        say(cell, f"step {step}/{total}  loss {loss:.3f}{left}")
+
+    return show
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
