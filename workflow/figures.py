@@ -27,6 +27,7 @@ STYLE = {
     "ytick.labelcolor": INK,
 }
 LABEL_SIZE = 8
+MOST_LABELS = 24  # methods with a name in the figure: controls, then the highest scores
 BESIDE = [((8, 0), "left"), ((-8, 0), "right"), ((0, 10), "center"), ((0, -10), "center")]  # points from the marker
 BESIDE += [((8, y), "left") for y in (10, -10, 20, -20)] + [((-8, y), "right") for y in (10, -10, 20, -20)]
 
@@ -119,7 +120,7 @@ def place_labels(figure, axes, points: list[Point], lines: dict[str, float]) -> 
     for label, score in lines.items():
         text = axes.text(0, score, label, transform=axes.get_yaxis_transform(), color=MUTED, va="bottom")
         taken.append(place(figure, text, [((share, score), "left") for share in (0, 0.2, 0.4, 0.6, 0.8)], taken))
-    for point in points:
+    for point in sorted(points, key=lambda point: (not point.control, -point.score))[:MOST_LABELS]:
         text = axes.annotate(point.label, (point.trained, point.score), (0, 0), textcoords="offset points", va="center")
         taken.append(place(figure, text, BESIDE, taken))
 
