@@ -15,9 +15,15 @@ except AtlasError as problem:
     raise WorkflowError(str(problem))
 
 RESULTS = f"results/{GRID.name}"
-JOBS = entry.jobs(GRID)
-# with --software-deployment-method conda the jobs have a Python of their own
-PYTHON = "python" if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method else sys.executable
+NEEDS = entry.needs(GRID)
+GPU = {name: GRID.resources[name] for name in ("gpu",) if name in GRID.resources}
+
+# The commands are made here, once, rather than from `params` of every job, which costs seconds on thousands of jobs.
+# With --software-deployment-method conda the jobs have a Python of their own.
+own_python = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+ATLAS = entry.command("python" if own_python else sys.executable, "-m", "workflow")
+ON_GRID = entry.command("--grid", GRID.path)
+ON_DATA = entry.command("--data-root", GRID.data_root) if GRID.data_root else ""
 entry.export_root()
 
 
@@ -25,7 +31,6 @@ localrules:
     all,
     tables,
     report,
-
 
 
 include: "workflow/rules/cell.smk"

@@ -1,8 +1,9 @@
-"""What the Snakefile needs: the grid named by Snakemake's configuration, and each cell's key and resources by path."""
+"""What the Snakefile needs: the grid named by Snakemake's configuration, and each cell's resources."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from workflow import registry, resources
@@ -27,14 +28,17 @@ def find(name: str) -> Path:
     return here if here.exists() else registry.ROOT / name if (registry.ROOT / name).exists() else here
 
 
-def jobs(grid: Grid) -> dict[str, dict]:
-    """For each cell, by the part of its path between `results/cells/` and `.json`: key, mem_mb and runtime."""
+def needs(grid: Grid) -> dict[str, dict[str, int]]:
+    """mem_mb and runtime (minutes) of a first attempt, by the cell's config key."""
     entries = registry.models()
-    needs = {name: resources.estimate(entries[name].config) | grid.resources for name in {c.model for c in grid.cells}}
-    return {
-        f"{cell.suite}/{cell.name}": {"key": f"{cell.config_key}/{cell.seed}"} | needs[cell.model]
-        for cell in grid.cells
-    }
+    models = {cell.model for cell in grid.cells}
+    by_model = {name: resources.estimate(entries[name].config) | grid.resources for name in models}
+    return {cell.config_key: by_model[cell.model] for cell in grid.cells}
+
+
+def command(*words: object) -> str:
+    """Words quoted for the shell, and for Snakemake, which fills in braces."""
+    return shlex.join(map(str, words)).replace("{", "{{").replace("}", "}}")
 
 
 def export_root() -> None:

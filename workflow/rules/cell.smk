@@ -1,23 +1,19 @@
 # One cell is one job. It writes its own result, also when it runs out of memory, diverges or is not supported.
 rule cell:
     output:
-        "results/cells/{cell}.json",
+        "results/cells/{place}-{key}/seed{seed}.json",
     log:
-        f"{RESULTS}/logs/{{cell}}.log",
+        f"{RESULTS}/logs/{{place}}-{{key}}/seed{{seed}}.log",
     wildcard_constraints:
-        cell=r"[\w.-]+/[\w.-]+/[\w.-]+/[\w.-]+-[0-9a-f]{8}/seed\d+",
-    params:
-        python=PYTHON,
-        grid=str(GRID.path),
-        data_root=["--data-root", GRID.data_root] if GRID.data_root else [],
-        key=lambda wildcards: JOBS[wildcards.cell]["key"],
-    threads: int(config.get("threads", 1))
-    resources:
-        mem_mb=lambda wildcards, attempt: JOBS[wildcards.cell]["mem_mb"] * attempt,
-        runtime=lambda wildcards, attempt: JOBS[wildcards.cell]["runtime"] * attempt,
-        **{name: GRID.resources[name] for name in ("gpu",) if name in GRID.resources},
+        place=r"[\w.-]+/[\w.-]+/[\w.-]+/[\w.-]+",
+        key="[0-9a-f]{8}",
+        seed=r"\d+",
     conda:
         "../../environment.yml"
+    threads: int(config.get("threads", 1))
+    resources:
+        **GPU,
+        mem_mb=lambda wildcards, attempt: NEEDS[wildcards.key]["mem_mb"] * attempt,
+        runtime=lambda wildcards, attempt: NEEDS[wildcards.key]["runtime"] * attempt,
     shell:
-        "{params.python:q} -m workflow cell --grid {params.grid:q} --key {params.key} --threads {threads}"
-        " {params.data_root:q} > {log:q} 2>&1"
+        f"{ATLAS} cell {ON_GRID} {ON_DATA} --key {{wildcards.key}}/{{wildcards.seed}} --threads {{threads}} > {{log:q}} 2>&1"

@@ -1,18 +1,15 @@
 rule tables:
     input:
-        expand("results/cells/{cell}.json", cell=JOBS),
+        [str(cell.path) for cell in GRID.cells],
     output:
         f"{RESULTS}/tables/cells.csv",
         f"{RESULTS}/tables/summary.md",
     log:
         f"{RESULTS}/logs/tables.log",
-    params:
-        python=PYTHON,
-        grid=str(GRID.path),
     conda:
         "../../environment.yml"
     shell:
-        "{params.python:q} -m workflow tables --grid {params.grid:q} > {log:q} 2>&1"
+        f"{ATLAS} tables {ON_GRID} > {{log:q}} 2>&1"
 
 
 rule report:
@@ -22,10 +19,7 @@ rule report:
         f"{RESULTS}/report/index.html",
     log:
         f"{RESULTS}/logs/report.log",
-    params:
-        python=PYTHON,
-        grid=str(GRID.path),
     conda:
         "../../environment.yml"
     shell:
-        "{params.python:q} -m workflow report --grid {params.grid:q} > {log:q} 2>&1"
+        f"{ATLAS} report {ON_GRID} > {{log:q}} 2>&1"
