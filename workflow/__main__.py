@@ -95,11 +95,11 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> int:
-    from workflow import conformance
-
     if not options.file.is_file():
         mend = "give the path of a method file, methods/<family>/<name>.py"
         raise AtlasError("no such file", file=options.file, mend=mend)
+    from workflow import conformance
+
     return conformance.check(options.file)
 
 
