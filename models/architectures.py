@@ -159,6 +159,8 @@ SWIN = replace(
     stacks={"": replace(VIT.stacks[""], blocks="encoder.layers.{s}.blocks")},
     outside={
         "norm.final": "layernorm",
+        "norm.downsample": "encoder.layers.{s}.downsample.norm",
+        "downsample": "encoder.layers.{s}.downsample.reduction",
         "embed.norm": "embeddings.norm",
         "embed.patch": "embeddings.patch_embeddings.projection",
         "embed": "embeddings",

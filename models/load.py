@@ -101,6 +101,10 @@ def _auto(architecture, generation: bool):
 
 
 def _pretrained(entry: ModelEntry, auto, options: dict, dtype: torch.dtype):
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     where = folder(entry)
     revision = {"revision": entry.revision} if entry.source == "hub" else {}
     try:

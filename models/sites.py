@@ -104,7 +104,11 @@ class SiteMap:
         self.modules: dict[SiteId, nn.Module] = {}
         self.norms: dict[SiteId, nn.Module] = {}
         for name, path in architecture.outside.items():
-            self._outside(name, path)
+            stages = len(self.base.get_submodule(path.split(".{s}.")[0])) if "{s}" in path else 0
+            for stage in range(stages):
+                self._outside(name, path.format(s=stage), stage)
+            if not stages:
+                self._outside(name, path)
         for part, stack in architecture.stacks.items():
             for layer, block in enumerate(self._blocks(stack.blocks)):
                 self._block(part, layer, block, stack)
@@ -115,12 +119,12 @@ class SiteMap:
         head, tail = path.split(".{s}.")
         return [block for stage in self.base.get_submodule(head) for block in stage.get_submodule(tail)]
 
-    def _outside(self, name: str, path: str) -> None:
+    def _outside(self, name: str, path: str, layer: int = -1) -> None:
         module = _find(self.base, path)
         if module is None:
             return
         part, _, rest = name.partition(".")
-        site = SiteId(part, -1, rest) if part in self.architecture.stacks else SiteId("", -1, name)
+        site = SiteId(part, layer, rest) if part in self.architecture.stacks else SiteId("", layer, name)
         self.modules[site] = module
         if isinstance(module, nn.Linear):
             self.linears[site] = Site(site, module, Fused(path), 1)

@@ -114,7 +114,9 @@ class Method:
 
     edits_base: what happens to the pretrained weights: "no", "offset" (W is split into W_res and a trained part),
     "trained" (some of them are trained in place), "replaced" (quantised, factorised).
-    `parts` holds the method's own modules; the head belongs to the harness.
+    no_gradient: patterns of parameter names that may never get a gradient, with the reason in the docstring.
+    learns: whether training is meant to lower the loss on the true labels. `parts` holds the method's own modules;
+    the head belongs to the harness.
     """
 
     name: str = ""
@@ -129,6 +131,8 @@ class Method:
     edits_base: Literal["no", "offset", "trained", "replaced"] = "no"
     stackable: bool = False
     trains: bool = True
+    learns: bool = True
+    no_gradient: tuple[str, ...] = ()
 
     @dataclass(frozen=True)
     class Settings:

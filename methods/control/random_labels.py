@@ -14,6 +14,7 @@ from methods.base import Wrapper, WrapperSettings
 class RandomLabels(Wrapper):
     name, family = "random_labels", "control"
     title = "Full fine-tuning on shuffled labels"
+    learns = False
     recipe = {"lr": 5e-5, "weight_decay": 0.01}
 
     @dataclass(frozen=True)

@@ -7,7 +7,7 @@ class Untrained(Method):
     name, family = "untrained", "control"
     title = "No training"
     identity_at_init = True
-    trains = False
+    trains = learns = False
 
     def attach(self, backbone, ctx):
         self.backbone = backbone

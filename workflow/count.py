@@ -1,0 +1,61 @@
+"""Count a method's parameters on a model without weights: the network is built on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.entries import model as model_entry
+from workflow import registry
+from workflow.errors import AtlasError
+
+
+def count(method: str, model: str, settings: dict[str, Any], labels: int = 2) -> dict[str, Any]:
+    """Trained, stored and added parameters: what is attached, beside the closed form of the paper.
+
+    A classifier with `labels` classes is assumed where the model has no output layer of its own; the head is
+    counted apart. Raises AtlasError if the method does not support the model.
+    """
+    import torch
+
+    from models.load import load
+    from tasks.base import TaskInfo
+
+    entry = model_entry(model)
+    plugin = registry.load_method(registry.methods()[method])
+    attached = plugin.create(settings)
+    kind = "generation" if entry.kind in ("decoder", "encoder_decoder") else "classification"
+    backbone = load(entry, kind, labels, weights="meta")
+    names = tuple(str(i) for i in range(labels))
+    modality = "image" if entry.kind == "vision" else "text"
+    task = TaskInfo("none", "none", kind, modality, ("text",), names, ("accuracy",), "accuracy", 128, "count")
+    if reason := attached.supports(backbone.shape, task):
+        raise AtlasError(f"method '{method}' does not support model '{model}': {reason}", mend="choose another model")
+    attached.planned = attached.plan(backbone.shape)
+    with torch.device("meta"):
+        attached.attach(backbone, None)
+    expected = attached.expected_parameters(backbone.shape).resolved(attached.mergeable)
+    trained = sum(p.numel() for p in attached.trained())
+    stored = sum(t.numel() for t in attached.state_dict().values())
+    total = backbone.shape.parameters
+    found: dict[str, Any] = {
+        "method": method,
+        "model": model,
+        "backbone": total,
+        "head": sum(p.numel() for p in backbone.head.parameters()) if backbone.head is not None else 0,
+        "trained": trained,
+        "trained_percent": round(100 * trained / total, 4),
+        "stored": stored,
+        "added_at_inference": 0 if attached.mergeable else sum(p.numel() for p in attached.parts.parameters()),
+        "expected": {n: _range(getattr(expected, n)) for n in ("trained", "stored", "added")},
+    }
+    found["agrees"] = _agrees(trained, expected.trained) and _agrees(stored, expected.stored)
+    return found
+
+
+def _range(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _agrees(value: int, expected) -> bool:
+    low, high = expected if isinstance(expected, tuple) else (expected, expected)
+    return low <= value <= high
