@@ -25,6 +25,7 @@ ATLAS = entry.command("python" if own_python else sys.executable, "-m", "workflo
 ON_GRID = entry.command("--grid", GRID.path)
 ON_DATA = entry.command("--data-root", GRID.data_root) if GRID.data_root else ""
 entry.export_root()
+entry.export_progress(GRID)
 
 
 localrules:

@@ -101,10 +101,15 @@ def _summary(status: str, reason: str | None, run: Run, grid: Grid, root: Path) 
 
 
 def _grid_progress(grid: Grid, root: Path) -> str:
-    """Cells done so far, where counting them is cheap."""
-    if len(grid.cells) > 1000:
+    """Cells done and the time left at the pace of this run, where the run said when it began."""
+    if "ATLAS_RUN" not in os.environ:
         return ""
-    return f"  {sum((root / cell.path).exists() for cell in grid.cells)} of {len(grid.cells)} cells done"
+    began, before = map(float, os.environ["ATLAS_RUN"].split())
+    done, total = sum((root / cell.path).exists() for cell in grid.cells), len(grid.cells)
+    text = f"  {done} of {total} cells done"
+    if before < done < total:
+        text += f", about {_clock((time.time() - began) / (done - before) * (total - done))} left"
+    return text
 
 
 def _guarded(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: Path) -> tuple[str, str | None]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from pathlib import Path
 
 from workflow import registry, resources
 from workflow.errors import AtlasError, suggest
 from workflow.grid import Grid, load
 
+COUNTED_CELLS = 1000
 OPTIONS = ("grid", "data_root", "threads")
 
 
@@ -45,3 +47,14 @@ def export_root() -> None:
     """Let `python -m workflow` be found from any working directory."""
     inherited = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(registry.ROOT), *([inherited] if inherited else [])])
+
+
+def export_progress(grid: Grid) -> None:
+    """Let cells tell how far the run is: when it began, and how many cells were done by then.
+
+    Not for large grids, where counting files costs more than the line is worth; jobs that read the workflow again
+    keep the first values.
+    """
+    if len(grid.cells) <= COUNTED_CELLS:
+        done = sum(cell.path.exists() for cell in grid.cells)
+        os.environ.setdefault("ATLAS_RUN", f"{time.time():.0f} {done}")
