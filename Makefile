@@ -14,7 +14,7 @@ help: ## this list
 
 demo: $(VENV)/installed ## run the demo grid, print its table and the path of its report
 	$(BIN)/snakemake --cores $(CORES) --config grid=config/demo.yaml
-	@cat results/demo/tables/summary.md
+	@$(BIN)/python -m workflow tables --grid config/demo.yaml --print
 	@echo "report: results/demo/report/index.html"
 
 test: $(VENV)/installed-dev ## run the tests

@@ -62,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     celled.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's")
     celled.add_argument("--threads", type=int, default=1)
 
-    verb(tables, "tables", "write the tables of a grid and print its summary", grid=True)
+    tabled = verb(tables, "tables", "write the tables of a grid and print its summary", grid=True)
+    tabled.add_argument("--print", action="store_true", help="only print: the files stay as they are")
     verb(report, "report", "write the HTML report of a grid and print its path", grid=True)
     verb(status, "status", "count the cells of a grid by state and say why each one is not ok", grid=True, as_json=True)
 
@@ -136,10 +137,12 @@ def tables(options: argparse.Namespace) -> None:
     from workflow import tables
 
     grid = _grid(options)
-    folder = Path("results", grid.name, "tables")
-    tables.write(tables.build(grid), folder)
-    print((folder / "summary.md").read_text())
-    print(f"tables: {folder}")
+    built = tables.build(grid)
+    print(tables.to_markdown_text(built.summary))
+    if not options.print:
+        folder = Path("results", grid.name, "tables")
+        tables.write(built, folder)
+        print(f"tables: {folder}")
 
 
 def report(options: argparse.Namespace) -> None:

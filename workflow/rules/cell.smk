@@ -16,4 +16,4 @@ rule cell:
         mem_mb=lambda wildcards, attempt: NEEDS[wildcards.key]["mem_mb"] * attempt,
         runtime=lambda wildcards, attempt: NEEDS[wildcards.key]["runtime"] * attempt,
     shell:
-        f"{ATLAS} cell {ON_GRID} {ON_DATA} --key {{wildcards.key}}/{{wildcards.seed}} --threads {{threads}} > {{log:q}} 2>&1"
+        f"{ATLAS} cell {ON_GRID} {ON_DATA} --key {{wildcards.key}}/{{wildcards.seed}} --threads {{threads}} 2>&1 | tee {{log:q}}"
