@@ -61,7 +61,7 @@ def methods(extra: Sequence[Path] = (), root: Path = ROOT) -> dict[str, MethodIn
     source.read.cache_clear()
     found: dict[str, MethodInfo] = {}
     for path in _plugin_files(extra, root):
-        info = _read_method(path, root)
+        info = read_method(path, root)
         if info.name in found:
             error = f"the name '{info.name}' is taken by {found[info.name].path}"
             name = path.stem if path.stem not in found else f"{path.parent.name}/{path.stem}"
@@ -78,7 +78,8 @@ def _plugin_files(extra: Sequence[Path], root: Path) -> Iterator[Path]:
                 yield path
 
 
-def _read_method(path: Path, root: Path) -> MethodInfo:
+def read_method(path: Path, root: Path = ROOT) -> MethodInfo:
+    """The method in one file, wherever it lies; with its error if it cannot be read."""
     try:
         text = source.read(path, root)
         return _describe(text, _plugin_class(text))

@@ -270,10 +270,14 @@ def _import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+_CHECKS_ONLY = frozenset({"learns", "no_gradient", "tiny"})  # class attributes that only the conformance checks read
 
 
 def _canonical(node: ast.AST, out: list[str]) -> None:
-    """Append the tree as text that is the same for every version of Python (unlike `ast.dump`), docstrings dropped."""
+    """Append the tree as text that is the same for every version of Python (unlike `ast.dump`).
+
+    Docstrings are dropped, and attributes of classes that cannot change a number.
+    """
     out.append(f"({type(node).__name__}")
     for name in node._fields:
         value = getattr(node, name, None)
@@ -283,6 +287,8 @@ def _canonical(node: ast.AST, out: list[str]) -> None:
         if isinstance(value, list):
             if name == "body" and isinstance(node, _DOCUMENTED) and _is_docstring(value[0]):
                 value = value[1:]
+            if name == "body" and isinstance(node, ast.ClassDef):
+                value = [kept for item in value if (kept := _without_declarations(item))]
             for item in value:
                 _canonical(item, out) if isinstance(item, ast.AST) else out.append(repr(item))
         elif isinstance(value, ast.AST):
@@ -290,6 +296,14 @@ def _canonical(node: ast.AST, out: list[str]) -> None:
         else:
             out.append(repr(value))
     out.append(")")
+
+
+def _without_declarations(node: ast.stmt) -> ast.stmt | None:
+    """A statement of a class body without targets that only the checks read; None if nothing is left."""
+    if not isinstance(node, ast.Assign):
+        return node
+    kept = [t for t in node.targets if not (isinstance(t, ast.Name) and t.id in _CHECKS_ONLY)]
+    return ast.copy_location(ast.Assign(kept, node.value), node) if kept else None
 
 
 def _is_docstring(node: ast.stmt) -> bool:

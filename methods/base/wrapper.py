@@ -29,6 +29,7 @@ class Wrapper(Method):
         self.edits_base, self.trains = self.child.edits_base, self.child.trains
         self.mergeable, self.kinds = self.child.mergeable, self.child.kinds
         self.identity_at_init = self.child.identity_at_init
+        self.no_gradient = (*type(self).no_gradient, *self.child.no_gradient)
 
     @property
     def attached(self) -> Mapping[SiteId, nn.Module]:
