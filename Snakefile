@@ -2,7 +2,6 @@
 
 import sys
 
-from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, workflow.basedir)
@@ -12,7 +11,8 @@ from workflow.errors import AtlasError
 try:
     GRID = entry.read_config(config)
 except AtlasError as problem:
-    raise WorkflowError(str(problem))
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 RESULTS = f"results/{GRID.name}"
 NEEDS = entry.needs(GRID)

@@ -85,9 +85,8 @@ def test_the_slurm_profile_is_read_and_asks_for_a_gpu(folder):
 def test_a_bad_grid_or_option_is_one_clear_message(folder, text, options, expected):
     projects.write(folder, "grid.yaml", GRID + text)
     status, output = snakemake(folder, "--dry-run", *(["--config", "grid=grid.yaml", *options] if options else []))
-    assert status != 0
-    assert "Traceback" not in output
-    assert len(output.strip().splitlines()) < 10
+    assert status == 2
+    assert len(output.strip().splitlines()) <= 5
     for line in expected:
         assert line in output
 
