@@ -104,6 +104,7 @@ def test_a_name_that_is_taken_is_an_error_of_the_second_file(root, tmp_path_fact
     "same",
     [
         projects.LORA.replace("(Hu et al., 2021", "(Hu and others, 2021"),
+        projects.LORA.replace("    recipe =", '    no_gradient = ("*.bias",)\n    recipe ='),
         projects.LORA.replace("    identity_at_init", "    # a remark\n    identity_at_init"),
         projects.LORA.replace(
             '    name, family, paper = "lora", "lowrank"', "    name, family, paper = 'lora',\\\n 'lowrank'"
@@ -111,7 +112,7 @@ def test_a_name_that_is_taken_is_an_error_of_the_second_file(root, tmp_path_fact
         projects.LORA.replace("class LoRA(LinearMethod):", 'class LoRA(LinearMethod):\n    """Said again."""\n'),
     ],
 )
-def test_comments_docstrings_and_layout_leave_the_digest(root, same):
+def test_comments_docstrings_layout_and_what_only_checks_read_leave_the_digest(root, same):
     before = method(root, "lora").digest
     assert projects.write(root, "methods/lowrank/lora.py", same).read_text() != projects.LORA.lstrip()
     assert method(root, "lora").digest == before
