@@ -1,4 +1,7 @@
-"""Full fine-tuning: every parameter of the backbone is trained. The upper control of a table."""
+"""Full fine-tuning: every parameter of the backbone is trained. The upper control of a table.
+
+Key biases never learn where keys are not rotated: they add the same to every score of a query.
+"""
 
 from methods.base import Count, MergeReport, Method
 
@@ -8,6 +11,7 @@ class Full(Method):
     title = "Full fine-tuning"
     mergeable = identity_at_init = True
     edits_base = "trained"
+    no_gradient = ("*.key.bias", "*.k_proj.bias")
     recipe = {"lr": 5e-5, "weight_decay": 0.01}
 
     def attach(self, backbone, ctx):
