@@ -7,7 +7,7 @@ CORES ?= all
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint format report status clean
+.PHONY: help demo test slow lint format report status clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -17,8 +17,11 @@ demo: $(VENV)/installed ## run the demo grid, print its table and the path of it
 	@$(BIN)/python -m workflow tables --grid config/demo.yaml --print
 	@echo "report: results/demo/report/index.html"
 
-test: $(VENV)/installed-dev ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+test: $(VENV)/installed-dev ## run the tests, but for slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+slow: $(VENV)/installed-dev ## run the slow tests
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed-dev ## check style and the workflow
 	$(BIN)/ruff check .
