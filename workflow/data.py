@@ -46,7 +46,13 @@ class Encoded:
             return None if x is None else x[rows] if isinstance(x, np.ndarray) else [x[row] for row in rows]
 
         return Encoded(
-            pick(self.labels), pick(self.ids), pick(self.types), pick(self.pixels), pick(self.prompt), self.pad, self.pad_left
+            pick(self.labels),
+            pick(self.ids),
+            pick(self.types),
+            pick(self.pixels),
+            pick(self.prompt),
+            self.pad,
+            self.pad_left,
         )
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
@@ -91,12 +97,16 @@ class Encoded:
         return out
 
 
-def encode_text(inputs: Sequence[tuple[str, ...]], labels: np.ndarray, tokenizer, max_length: int) -> Encoded:
-    """Classification or regression on one text or a pair of texts."""
+def encode_text(
+    inputs: Sequence[tuple[str, ...]], labels: np.ndarray, tokenizer, max_length: int, segments: bool = True
+) -> Encoded:
+    """Classification or regression on one text or a pair of texts; `segments` where the network tells them apart."""
     columns = [list(column) for column in zip(*inputs, strict=True)]
     found = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
     ids = [np.array(row, np.int64) for row in found["input_ids"]]
-    types = [np.array(row, np.int64) for row in found["token_type_ids"]] if "token_type_ids" in found else None
+    types = (
+        [np.array(row, np.int64) for row in found["token_type_ids"]] if segments and "token_type_ids" in found else None
+    )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     values = labels.astype(np.float32) if labels.dtype.kind == "f" else labels.astype(np.int64)
     return Encoded(values, ids, types, pad=pad)

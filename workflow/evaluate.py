@@ -25,7 +25,9 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict(backbone: Backbone, method: Method, data: Encoded, info: TaskInfo, batch_size: int | None = None) -> Predictions:
+def predict(
+    backbone: Backbone, method: Method, data: Encoded, info: TaskInfo, batch_size: int | None = None
+) -> Predictions:
     """Run a split once, without dropout, and return its predictions in the split's own order."""
     backbone.train(False)
     method.parts.train(False)

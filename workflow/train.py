@@ -5,10 +5,12 @@ Bump TRAINING_LOOP in workflow/versions.py with any change here that could move 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,10 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from methods.base import Method, Phase, Step, StepResult
+from methods.base.contract import is_stored, keep_stored
 from models.backbone import Backbone
 from models.batch import Batch, Outputs
-from workflow.data import Encoded, prefetch, sorted_batches, training_batches
+from workflow.data import IGNORED, Encoded, prefetch, sorted_batches, training_batches
 
+CHECKPOINT = 2  # form of the checkpoint file; one of another form is dropped
 CHECK_EVERY = 20  # steps between looks at the loss: a look waits for the device
 
 
@@ -46,7 +50,7 @@ def task_loss(outputs: Outputs, batch: Batch) -> Tensor:
     logits, labels = outputs.logits.float(), outputs.labels if outputs.labels is not None else batch.labels
     if labels.dim() == 1:
         return F.cross_entropy(logits, labels) if labels.dtype == torch.long else F.mse_loss(logits[:, 0], labels)
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
 
 def learning_rate_factor(schedule: str, step: int, total: int, warmup: float) -> float:
@@ -115,10 +119,11 @@ class Training:
         self.log = Log()
         self.best: dict[str, Tensor] | None = None
         self._generators: dict[str, torch.Generator] = {}
-        self._phase, self._phase_step, self._weight = 0, 0, 1.0
+        self._phase, self._weight = 0, None
         self._loss, self._loss_steps = torch.zeros((), device=self.device), 0
-        self._depth, self._all_steps = 0, 0
+        self._depth, self._all_steps, self._stepped = 0, 0, 0
         self._initial: dict[str, Tensor] = {}
+        self._ends: list[dict[str, Any]] = []
         self._stop = False
         self._dtype = getattr(torch, recipe["dtype"])
         self._scaler = torch.amp.GradScaler(self.device.type) if self._dtype == torch.float16 else None
@@ -132,13 +137,17 @@ class Training:
             self._generators[name] = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         return self._generators[name]
 
-    def batches(self, split: str = "train", n: int | None = None) -> Iterator[Batch]:
-        """n batches of a split in training order (validation: every example once, longest first)."""
+    def batches(self, split: str = "train", n: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """n batches of a split, from batch `start` of its training order (validation: each example once, longest first).
+
+        Without n, one epoch. A method that needs another batch at each step asks for `n=1, start=step.index`, which
+        a resumed run repeats.
+        """
         data, size = self.splits[split], self.recipe["batch_size"]
         if split == "validation":
             source: Iterator[Batch] = sorted_batches(data, size)
         else:
-            source = training_batches(data, size, self.seed)
+            source = training_batches(data, size, self.seed, start)
             n = -(-len(data) // size) if n is None else n
         for i, batch in enumerate(source):
             if i == n:
@@ -153,16 +162,22 @@ class Training:
 
     def split(self, shares: dict[str, float]) -> None:
         """Cut the training data into named parts; a phase or `batches` may then ask for one by name."""
-        data = self.splits["train"]
+        data, ends = self.splits["train"], np.cumsum(list(shares.values()))
+        if ends[-1] > 1 + 1e-9:
+            raise ValueError(f"the shares of a split add up to {ends[-1]:g}, more than all training data")
         order = np.random.default_rng([self.seed, 1 << 20]).permutation(len(data))
-        cuts = np.cumsum([round(share * len(data)) for share in shares.values()])[:-1]
-        for name, rows in zip(shares, np.split(order, cuts), strict=True):
+        parts = np.split(order, np.round(ends * len(data)).astype(int))
+        for name, rows in zip(shares, parts, strict=False):
             self.splits[name] = data.take(np.sort(rows))
 
     def evaluate(self, split: str = "validation", n: int | None = None) -> float:
-        """The task's primary metric on a split (the first n examples of it)."""
-        data = self.splits[split]
-        return self.score(data if n is None else data.take(np.arange(min(n, len(data)))))
+        """The task's primary metric on a split (the first n examples of it); leaves training mode as it was."""
+        data, modes = self.splits[split], (self.backbone.model.training, self.method.parts.training)
+        try:
+            return float(self.score(data if n is None else data.take(np.arange(min(n, len(data))))))
+        finally:
+            self.backbone.train(modes[0])
+            self.method.parts.train(modes[1])
 
     def autocast(self) -> AbstractContextManager:
         if self._dtype == torch.float32:
@@ -177,7 +192,7 @@ class Training:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch, weighted by its share of the batch."""
-        if self._weight != 1.0:
+        if self._weight is not None:
             loss = loss * self._weight
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
@@ -187,6 +202,7 @@ class Training:
         The others lose their gradient, so that an optimiser with momentum leaves them where they are; without
         `keep_state` they lose their optimiser state too.
         """
+        keep_stored(self.method.trained())
         wanted = {id(p) for p in parameters}
         known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         for parameter in self.method.parameters():
@@ -197,15 +213,15 @@ class Training:
                     self.optimizer.state.pop(parameter, None)
             elif id(parameter) not in known:
                 self._add_group([parameter], self.recipe["lr"])
+        keep_stored(self.method.trained())
         self._log_trainable()
 
     def train(self, phase: Phase) -> None:
         """Run a phase inside another step of the method (searches); its steps and time are charged to the cell."""
         self._depth += 1
-        optimizer, position = self.optimizer, self._phase_step
-        self.optimizer = self._build_optimizer()
+        optimizer, self.optimizer = self.optimizer, self._build_optimizer()
         self._run_phase(phase, self._steps(phase), 0)
-        self.optimizer, self._phase_step = optimizer, position
+        self.optimizer = optimizer
         self._depth -= 1
 
     @contextmanager
@@ -229,32 +245,34 @@ class Training:
         return max(1, round(phase.share * self.total_steps))
 
     def run(self) -> None:
-        """All phases of the method, from the checkpoint if there is one."""
+        """All phases of the method, from the checkpoint if there is one.
+
+        A phase that an earlier run finished is not trained again: what it ended with is put back, and `between`
+        then does to the structure what it did before.
+        """
         torch.manual_seed(self.seed)
         phases: Sequence[Phase] = self.method.phases(self.recipe)
         self._all_steps = sum(self._steps(p) for p in phases)
         saved = self._load_checkpoint()
+        self._ends = saved["ends"] if saved else []
         previous = self._catch_signal()
         try:
             for index, phase in enumerate(phases):
-                if saved and index < saved["phase"]:
-                    self._replay(phase)
-                    continue
                 self._phase = index
                 self._start_phase(phase, index)
-                start = self._restore(saved) if saved and index == saved["phase"] else 0
-                self._run_phase(phase, self._steps(phase), start)
+                if saved and index < saved["phase"]:
+                    self._restore(copy.deepcopy(self._ends[index]))
+                else:
+                    start = self._resume(saved) if saved and index == saved["phase"] else 0
+                    self._run_phase(phase, self._steps(phase), start)
+                    if self.checkpoint is not None and index + 1 < len(phases):
+                        self._ends.append(copy.deepcopy(self._snapshot(0)))
                 self.method.between(phase, self)
         finally:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
-
-    def _replay(self, phase: Phase) -> None:
-        """A phase that an earlier run finished: only its effect on the structure is repeated."""
-        self._start_phase(phase, 0)
-        self.method.between(phase, self)
 
     def _start_phase(self, phase: Phase, index: int) -> None:
         if phase.rewind:
@@ -327,18 +345,20 @@ class Training:
                 self._scaler.step(self.optimizer)
                 self._scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
+        self._stepped = 1
         self.method.on_step(step, self)
+        self._stepped = 0
         return result.loss
 
     def _forward_backward(self, batch: Batch) -> StepResult:
         micro, rows = self.recipe["micro_batch_size"], len(batch)
         if not micro or micro >= rows:
-            self._weight = 1.0
+            self._weight = None
             return self.method.training_step(batch, self)
         loss, updated = torch.zeros((), device=self.device), False
         for first in range(0, rows, micro):
             part = batch.rows_slice(slice(first, min(first + micro, rows)))
-            self._weight = len(part) / rows
+            self._weight = _share(part, batch)
             result = self.method.training_step(part, self)
             loss += result.loss * self._weight
             updated = updated or result.updated
@@ -365,8 +385,6 @@ class Training:
         if value > self.log.best_value:
             self.log.best_value, self.log.best_step = value, self.log.steps
             self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._places().items()}
-        self.backbone.train(True)
-        self.method.parts.train(True)
 
     # ---- optimiser -------------------------------------------------------------------------------------------
 
@@ -401,7 +419,9 @@ class Training:
         return sum(p.numel() for g in groups for p in g["params"] if id(p) not in head and p.requires_grad)
 
     def _log_trainable(self) -> None:
-        self.log.trainable.append([self.log.steps, sum(p.numel() for p in self.method.trained())])
+        """Note the number of trained parameters from the present step on (after it: from the next)."""
+        at = self.log.steps + self._stepped
+        self.log.trainable.append([at, sum(p.numel() for p in self.method.trained())])
 
     # ---- weights and resumable state ---------------------------------------------------------------------------
 
@@ -423,30 +443,35 @@ class Training:
         for name, value in weights.items():
             places[name].copy_(value)
 
-    def _save_checkpoint(self, step: int) -> None:
-        if self.checkpoint is None:
-            return
-        skip = ("init/", "data/")
-        state = {
+    def _snapshot(self, step: int) -> dict[str, Any]:
+        """All that the rest of the training depends on; references, not copies."""
+        names = {id(tensor): name for name, tensor in self._places().items()}
+        return {
+            "format": CHECKPOINT,
             "step": step,
             "phase": self._phase,
             "loss": (float(self._loss), self._loss_steps),
             "weights": self.weights(),
             "initial": self._initial,
             "best": self.best,
+            "groups": [[names[id(p)] for p in group["params"]] for group in self.optimizer.param_groups],
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
-            "trained": [p.requires_grad for p in self.method.parameters()],
+            "trained": [(p.requires_grad, is_stored(p)) for p in self.method.parameters()],
             "method": self.method.training_state(),
             "log": vars(self.log),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
-            "generators": {k: g.get_state() for k, g in self._generators.items() if not k.startswith(skip)},
+            "generators": {name: generator.get_state() for name, generator in self._generators.items()},
         }
+
+    def _save_checkpoint(self, step: int) -> None:
+        if self.checkpoint is None:
+            return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.checkpoint.with_name(f"{self.checkpoint.name}.{os.getpid()}.tmp")
         try:
-            torch.save(state, temporary)
+            torch.save(self._snapshot(step) | {"ends": self._ends}, temporary)
             os.replace(temporary, self.checkpoint)
         finally:
             temporary.unlink(missing_ok=True)
@@ -456,23 +481,34 @@ class Training:
         if self.checkpoint is None or not self.checkpoint.exists():
             return None
         try:
-            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception:
-            self.checkpoint.unlink(missing_ok=True)
-            return None
+            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            if saved["format"] == CHECKPOINT:
+                return saved
+        except Exception as problem:
+            print(f"dropped a checkpoint that cannot be read: {problem}", file=sys.stderr)
+        self.checkpoint.unlink(missing_ok=True)
+        return None
 
-    def _restore(self, saved: dict[str, Any]) -> int:
-        """Put everything back as it was when the checkpoint was written; returns the next step of the phase."""
+    def _resume(self, saved: dict[str, Any]) -> int:
+        """Go on where a checkpoint was written; returns the next step of the phase."""
+        self._restore(saved)
+        self.log.resumed += 1
+        return saved["step"]
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Put everything back as it was when the snapshot was taken."""
         self.method.load_training_state(saved["method"])
-        for parameter, trained in zip(self.method.parameters(), saved["trained"], strict=True):
+        for parameter, (trained, stored) in zip(self.method.parameters(), saved["trained"], strict=True):
             parameter.requires_grad_(trained)
+            if stored:
+                keep_stored([parameter])
         self.load_weights(saved["weights"])
+        self._restore_groups(saved["groups"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self._scaler is not None:
             self._scaler.load_state_dict(saved["scaler"])
         self._initial, self.best = saved["initial"], saved["best"]
         self.log = Log(**saved["log"])
-        self.log.resumed += 1
         self._loss.fill_(saved["loss"][0])
         self._loss_steps = saved["loss"][1]
         torch.set_rng_state(saved["rng"])
@@ -480,7 +516,17 @@ class Training:
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
         for name, state in saved["generators"].items():
             self.rng(name).set_state(state)
-        return saved["step"]
+
+    def _restore_groups(self, saved: list[list[str]]) -> None:
+        """Give the optimiser the same parameters in the same order, also those that joined during training."""
+        places, groups = self._places(), self.optimizer.param_groups
+        del groups[len(saved) :]
+        for index, names in enumerate(saved):
+            parameters = [places[name] for name in names]
+            if index < len(groups):
+                groups[index]["params"] = parameters
+            else:
+                self.optimizer.add_param_group({"params": parameters})
 
     def _catch_signal(self):
         """SIGTERM (preemption, scancel, time limit) asks for a checkpoint at the next look at the loss."""
@@ -492,6 +538,13 @@ class Training:
             return signal.signal(signal.SIGTERM, stop)
         except ValueError:
             return None
+
+
+def _share(part: Batch, whole: Batch) -> float | Tensor:
+    """Weight of a micro-batch's mean loss in the mean over the batch: its share of rows, or of learned tokens."""
+    if whole.labels is None or whole.labels.dim() < 2:
+        return len(part) / len(whole)
+    return (part.labels != IGNORED).sum() / (whole.labels != IGNORED).sum().clamp_min(1)
 
 
 class StepClock:
