@@ -39,9 +39,12 @@ class ModelEntry:
 
     @property
     def identity(self) -> str:
-        """What enters a cell's key: the weights' source and revision."""
+        """What enters a cell's key: the weights' source and revision; of a random network its sizes."""
         pooled = f"+{self.pooling}" if self.pooling else ""
-        return f"{self.source}:{self.location}@{self.revision}{pooled}"
+        sizes = (
+            ",".join(f"{k}={v}" for k, v in sorted(self.config.items())) if self.source == "random" else self.location
+        )
+        return f"{self.source}:{sizes}@{self.revision}{pooled}"
 
 
 _REQUIRED = {"architecture", "source", "revision", "licence"}
@@ -70,7 +73,8 @@ def _entry(name: str, path: Path, values: dict) -> ModelEntry:
     for key in sorted(_REQUIRED - values.keys()):
         raise AtlasError(f"model '{name}' lacks '{key}'", file=path, key=f"sizes.{name}", mend=f"add {key}: ...")
     if values["source"] not in SOURCES:
-        raise AtlasError(f"unknown source of '{name}'", file=path, key="source", mend=suggest(values["source"], SOURCES))
+        mend = suggest(values["source"], SOURCES)
+        raise AtlasError(f"unknown source of '{name}'", file=path, key="source", mend=mend)
     architecture = ARCHITECTURES.get(values["architecture"])
     if architecture is None:
         mend = suggest(values["architecture"], ARCHITECTURES)

@@ -174,5 +174,5 @@ def fingerprint(entry: ModelEntry) -> str:
                 while chunk := file.read(1 << 22):
                     digest.update(chunk)
         return digest.hexdigest()[:16]
-    digest.update(f"{entry.identity} {sorted(entry.config.items())}".encode())
+    digest.update(entry.identity.encode())
     return entry.revision if entry.source == "hub" else digest.hexdigest()[:16]

@@ -19,9 +19,9 @@ from models.backbone import Backbone
 from models.batch import Batch
 from workflow.train import synchronise
 
-LATENCY_SECONDS = 0.5  # spent on each of the batch sizes, at most about this long
-LATENCY_REPEATS = (5, 30)  # at least, at most
-WARM_UP = 2
+LATENCY_SECONDS = 0.4  # spent on each of the batch sizes, at most about this long
+LATENCY_REPEATS = (4, 30)  # at least, at most
+WARM_UP = 1
 
 
 class Memory:

@@ -35,7 +35,9 @@ class Bottleneck(nn.Module):
     def initialise(self, std: float, rng: torch.Generator) -> None:
         """Weights from Normal(0, std) truncated at two standard deviations, biases zero."""
         for linear in (self.down, self.up):
-            values = nn.init.trunc_normal_(torch.empty(linear.weight.shape), std=std, a=-2 * std, b=2 * std, generator=rng)
+            values = nn.init.trunc_normal_(
+                torch.empty(linear.weight.shape), std=std, a=-2 * std, b=2 * std, generator=rng
+            )
             linear.weight.copy_(values)
             linear.bias.zero_()
 

@@ -1,4 +1,4 @@
-"""Published parameter counts, met without weights. Each row: method, model, settings, the figure, and who printed it."""
+"""Published parameter counts, met without weights: method, model, settings, the figure, and who printed it."""
 
 import csv
 from pathlib import Path

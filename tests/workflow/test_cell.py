@@ -1,4 +1,4 @@
-"""One cell: what its result holds, what becomes of failures, and that an interrupted cell ends as if nothing had been."""
+"""One cell: what its result holds, what becomes of failures, and that an interruption leaves no trace."""
 
 import os
 import signal
