@@ -1,0 +1,929 @@
+"""What every method must show: one function a rule, run on tiny networks of each kind. See docs/add_a_method.md.
+
+A rule returns nothing or a note, or raises `Failed` (what was expected, what was found, where) or `Skip` (why it
+does not apply).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+
+from methods.base import Count, Method
+from models.backbone import Backbone
+from models.batch import Batch
+from models.shape import BackboneShape
+from workflow import measure, registry, settings, toy
+from workflow.data import Encoded
+from workflow.grid import BASE_RECIPE
+from workflow.registry import ROOT, MethodInfo
+from workflow.train import Training, task_loss
+
+KINDS = ("encoder", "decoder", "encoder_decoder", "vision")
+TOLERANCE = 1e-4  # of outputs in fp32, relative to the largest
+OFFSET_TOLERANCE = 1e-3  # the same at initialisation where W is split into a rest and a trained part
+NOISE = 1e-6  # a gradient below this share of the largest one is rounding
+FALL = 0.97  # the loss must end below this share of where it began
+LEARNING_RATES = (1e-2, 1e-1, 1e-3)  # tried in turn until the loss falls
+RECIPE = BASE_RECIPE | {
+    "lr": 1e-2,
+    "batch_size": 8,
+    "max_steps": 3,
+    "evaluations": 0,
+    "schedule": "constant",
+    "warmup": 0.0,
+}
+
+
+class Failed(Exception):
+    """The method breaks a rule; the text says what was expected, what was found and where."""
+
+
+class Skip(Exception):
+    """The rule does not apply; the text says why."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One check. per_model: it runs on every tiny network, else once a method."""
+
+    number: str
+    run: Callable[[Case], str | None]
+    per_model: bool
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__
+
+    @property
+    def title(self) -> str:
+        return self.run.__doc__.splitlines()[0]
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(number: str, per_model: bool = True) -> Callable:
+    def add(function: Callable[[Case], str | None]) -> Callable:
+        RULES[function.__name__] = Rule(number, function, per_model)
+        return function
+
+    return add
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method on a tiny network."""
+
+    info: MethodInfo
+    model: str
+
+    @cached_property
+    def plugin(self) -> type[Method]:
+        return registry.load_method(self.info)
+
+    @cached_property
+    def unsupported(self) -> str | None:
+        return self.create().supports(_shape(self.model), toy.task(self.model))
+
+    def create(self, **values: Any) -> Method:
+        return self.plugin.create(self.plugin.tiny | values)
+
+
+@dataclass(frozen=True)
+class Result:
+    """status: ok, FAILED or skipped; text: the reason, or a note."""
+
+    rule: Rule
+    model: str
+    status: str
+    text: str
+    seconds: float
+
+
+# ---- running a method ----------------------------------------------------------------------------------------
+
+
+@cache
+def _shape(model: str) -> BackboneShape:
+    return toy.backbone(model).shape
+
+
+def begin(
+    case: Case,
+    *,
+    backbone: Backbone | None = None,
+    dtype: str = "float32",
+    examples: int = 32,
+    values: dict[str, Any] | None = None,
+    **recipe: Any,
+) -> Training:
+    """The method attached to a tiny network and initialised, ready for `run()`. values: settings."""
+    backbone = backbone or toy.backbone(case.model, getattr(torch, dtype))
+    method = case.create(**(values or {}))
+    validation = toy.examples(case.model, 8, seed=1)
+    training = Training(
+        backbone,
+        method,
+        RECIPE | {"dtype": dtype} | recipe,
+        validation,
+        lambda data: -mean_loss(training, data),
+        seed=0,
+    )
+    training.splits["train"] = toy.encode(case.model, method.training_data(toy.split(case.model, examples), training))
+    method.planned = method.plan(backbone.shape)
+    method.calibrate(backbone, training)
+    method.attach(backbone, training)
+    method.initialise(backbone, training)
+    return training
+
+
+def trained(case: Case, **options: Any) -> Training:
+    """The same after three steps of the real loop, so that nothing is at its start any more."""
+    training = begin(case, **options)
+    training.run()
+    training.method.prepare_inference()
+    return training
+
+
+def evaluating(training: Training) -> None:
+    training.backbone.train(False)
+    training.method.parts.train(False)
+
+
+@torch.inference_mode()
+def outputs(training: Training, batch: Batch) -> list[Tensor]:
+    """Logits without dropout, one tensor a row; of texts at real tokens only."""
+    evaluating(training)
+    backbone, method = training.backbone, training.method
+    out = method.forward(batch, backbone.forward)
+    logits, state = method.logits(out.logits, backbone.state).float(), backbone.state
+    if logits.dim() == 2:
+        return list(logits)
+    if backbone.kind == "encoder_decoder":
+        keep = out.labels != -100
+    elif state.slots is not None and logits.shape[1] == state.mask.shape[1]:
+        keep = state.mask & ~state.slots
+    else:
+        keep = batch.mask
+    return [row[real] for row, real in zip(logits, keep, strict=True)]
+
+
+def output(training: Training) -> Tensor:
+    """All logits of one fixed, padded batch."""
+    return torch.cat(
+        [row.flatten() for row in outputs(training, toy.examples(training.backbone.name, 6).batch(np.arange(6)))]
+    )
+
+
+@torch.inference_mode()
+def mean_loss(training: Training, data: Encoded) -> float:
+    evaluating(training)
+    batch = data.batch(np.arange(len(data)))
+    return task_loss(training.method.forward(batch, training.backbone.forward), batch).item()
+
+
+def parameters(method: Method) -> dict[str, nn.Parameter]:
+    """What is trained now, by name: `0.attn.q.A`; a pretrained parameter by the name that the method gives it."""
+    own = {id(p): name.replace("/", ".") for name, p in method.parts.named_parameters()}
+    base = {id(p): name for name, p in method.base_parameters.items()}
+    return {(own | base).get(id(p), f"parameter {i} outside `parts`"): p for i, p in enumerate(method.trained())}
+
+
+def record_gradients(training: Training) -> list[dict[str, Tensor]]:
+    """A list that gets the gradients of every step, by name, before the method or clipping sees them."""
+    seen, original, head = [], training.method.on_gradients, training.backbone.head
+
+    def on_gradients(step, ctx):
+        names = parameters(training.method)
+        names |= {f"head.{name}": p for name, p in head.named_parameters()} if head is not None else {}
+        seen.append({name: p.grad.clone() for name, p in names.items() if p.grad is not None})
+        original(step, ctx)
+
+    training.method.on_gradients = on_gradients
+    return seen
+
+
+def tensors(backbone: Backbone) -> dict[str, Tensor]:
+    """Copies of every parameter and buffer of the network."""
+    return {name: tensor.detach().clone() for name, tensor in _named_tensors(backbone)}
+
+
+def _named_tensors(backbone: Backbone) -> Iterator[tuple[str, Tensor]]:
+    yield from backbone.model.named_parameters()
+    yield from backbone.model.named_buffers()
+
+
+def structure(backbone: Backbone) -> dict[str, Any]:
+    """Everything of the network besides values: classes, attributes, hooks and flags, by place."""
+    facts: dict[str, Any] = {
+        "config: attention": backbone.model.config._attn_implementation,
+        "switch": backbone.switch.on,
+    }
+    for name, module in backbone.model.named_modules():
+        place = name or "(model)"
+        facts[f"{place}: class"] = type(module)
+        facts[f"{place}: attributes"] = sorted(vars(module))
+        facts[f"{place}: hooks"] = {
+            k: len(v) for k, v in vars(module).items() if "hooks" in k and hasattr(v, "__len__")
+        }
+    for name, parameter in backbone.model.named_parameters():
+        hooks = (parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
+        facts[f"{name}: identity"] = id(parameter)
+        facts[f"{name}: requires_grad"] = parameter.requires_grad
+        facts[f"{name}: gradient"] = parameter.grad is not None
+        facts[f"{name}: hooks"] = sum(len(h) for h in hooks if h)
+    return facts
+
+
+# ---- comparing -----------------------------------------------------------------------------------------------
+
+
+def expect(condition: bool, expected: object, found: object, where: str) -> None:
+    if not condition:
+        raise Failed(f"expected {expected}, found {found}, at {where}")
+
+
+def same_tensors(before: dict[str, Tensor], after: dict[str, Tensor], where: str, skip: Iterable[str] = ()) -> None:
+    """Bit for bit, with type and shape."""
+    skipped = set(skip)
+    expect(
+        before.keys() == after.keys(),
+        "the same tensors",
+        f"a difference in {sorted(before.keys() ^ after.keys())}",
+        where,
+    )
+    for name, old in before.items():
+        new = after[name]
+        if name in skipped or (old.dtype == new.dtype and torch.equal(old, new)):
+            continue
+        place = f"{where}, {name}"
+        expect(old.dtype == new.dtype, old.dtype, new.dtype, place)
+        expect(old.shape == new.shape, tuple(old.shape), tuple(new.shape), place)
+        different = int((old != new).sum())
+        largest = (old.double() - new.double()).abs().max().item()
+        found = f"{different} of {old.numel()} entries changed by up to {largest:.2g}"
+        expect(False, "the same bits", found, place)
+
+
+def close(expected: Tensor, found: Tensor, where: str, tolerance: float = TOLERANCE) -> float:
+    """The largest difference relative to the largest expected value, which must not pass the tolerance."""
+    expect(expected.shape == found.shape, f"shape {tuple(expected.shape)}", f"shape {tuple(found.shape)}", where)
+    largest = expected.abs().max().item()
+    error = (expected - found).abs().max().item() / max(largest, 1e-30)
+    expect(error <= tolerance, f"the same output within {tolerance:g}", f"a relative difference of {error:.2g}", where)
+    return error
+
+
+def within(found: int, expected: int | tuple[int, int]) -> bool:
+    low, high = expected if isinstance(expected, tuple) else (expected, expected)
+    return low <= found <= high
+
+
+def _expected(training: Training) -> Count:
+    method = training.method
+    return method.expected_parameters(training.backbone.shape).resolved(method.mergeable)
+
+
+def _itemised(method: Method) -> str:
+    items = [f"{name} {p.numel()}" for name, p in parameters(method).items()]
+    return ", ".join(items[:6]) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
+
+
+# ---- 1 the file ----------------------------------------------------------------------------------------------
+
+
+@rule("1.1", per_model=False)
+def metadata(case: Case) -> None:
+    """Name, family, title, paper, kinds and recipe are there and make sense."""
+    info, plugin, where = case.info, case.plugin, case.info.class_name
+    expect(bool(re.fullmatch(r"[a-z][a-z0-9_]*", info.name)), "a name in lower case", repr(info.name), f"{where}.name")
+    for attribute in ("family", "title"):
+        expect(bool(getattr(info, attribute)), f"a {attribute}", "none", f"{where}.{attribute}")
+    expect(bool(info.doc), "a docstring with the formula", "none", "the top of the file")
+    expect(
+        bool(info.paper) or info.family == "control", "the arXiv number or DOI of the paper", "none", f"{where}.paper"
+    )
+    kinds = plugin.kinds
+    expect(bool(kinds) and set(kinds) <= set(KINDS), f"some of {', '.join(KINDS)}", kinds, f"{where}.kinds")
+    unknown = set(plugin.recipe) - set(BASE_RECIPE)
+    expect(not unknown, "keys of a recipe", sorted(unknown), f"{where}.recipe")
+    unknown = set(plugin.tiny) - {f.name for f in fields(plugin.Settings)}
+    expect(not unknown, "names of settings", sorted(unknown), f"{where}.tiny")
+    for attribute in ("name", "mergeable", "identity_at_init", "recipe"):
+        stated, actual = getattr(info, attribute), getattr(plugin, attribute)
+        expect(stated == actual, f"{stated!r} as the source says", repr(actual), f"{where}.{attribute} after import")
+
+
+@rule("1.2", per_model=False)
+def settings_are_strict(case: Case) -> None:
+    """Settings are a frozen dataclass of literals; an unknown name is an error that says so."""
+    plugin, where = case.plugin, f"{case.info.class_name}.Settings"
+    frozen = is_dataclass(plugin.Settings) and plugin.Settings.__dataclass_params__.frozen
+    expect(frozen, "a frozen dataclass", plugin.Settings, where)
+    names = [f.name for f in fields(plugin.Settings)]
+    resolved = settings.resolve(case.info, {}, file=case.info.path, key="settings")
+    missing = [name for name in names if name not in resolved]
+    expect(not missing, "a literal default for every setting", f"none for {', '.join(missing)}", where)
+    try:
+        plugin.create({"no_such_setting": 1})
+    except (TypeError, ValueError) as problem:
+        expect("no_such_setting" in str(problem), "an error that names the setting", repr(problem), f"{where}.create")
+    else:
+        raise Failed(f"expected an error for the unknown setting 'no_such_setting', found none, at {where}")
+
+
+@rule("1.3", per_model=False)
+def discovery(case: Case) -> None:
+    """Listing the methods finds the file under its name."""
+    found, path = registry.methods(), case.info.path
+    inside = path.is_relative_to(ROOT / "methods")
+    other = found.get(case.info.name)
+    taken = f"the name '{case.info.name}' at {other.path}" if other else f"no method '{case.info.name}'"
+    if inside:
+        expect(other is not None and other.path == path, f"{path} in the list of methods", taken, "discovery")
+    else:
+        expect(other is None, "a name of its own", taken, "discovery")
+
+
+# ---- 2 the backbone ------------------------------------------------------------------------------------------
+
+
+@rule("2.1")
+def gradients(case: Case) -> None:
+    """Only the method's trained parameters and the head receive gradients."""
+    training = begin(case)
+    backbone, method = training.backbone, training.method
+    batch = next(training.batches())
+    backbone.train(True)
+    method.parts.train(True)
+    loss = training.loss(training.forward(batch), batch)
+    head = backbone.head.parameters() if backbone.head is not None else ()
+    declared = {id(p) for p in (*method.trained(), *head)}
+    names = {id(p): name for name, p in (*backbone.model.named_parameters(), *method.parts.named_parameters())}
+    asked = [p for p in backbone.model.parameters() if p.requires_grad]
+    for leaf in (*asked, *_leaves(loss)):
+        place = names.get(id(leaf), f"a tensor of shape {tuple(leaf.shape)} outside `parts`")
+        expect(id(leaf) in declared, "gradients of declared parameters only", "one more that requires them", place)
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that `backward` would give a gradient."""
+    found, seen, waiting = [], set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
+
+
+@rule("2.2")
+def backbone_unchanged(case: Case) -> None:
+    """Attaching and training leave the network's tensors alone, but for what `edits_base` says."""
+    backbone = toy.backbone(case.model)
+    before = tensors(backbone)
+    training = begin(case, backbone=backbone)
+    method, start = training.method, tensors(backbone)
+    edits = f"{case.info.class_name}.edits_base = {method.edits_base!r}"
+    base = {id(p) for p in method.base_parameters.values()}
+    expect(
+        not base or method.edits_base != "no",
+        f"no trained pretrained parameters with {edits}",
+        f"{len(base)}",
+        "attach",
+    )
+    planned = set()
+    if method.edits_base in ("offset", "replaced"):
+        modules = [backbone.site(s).module for s in method.planned.sites if s in backbone.shape.linears]
+        planned = {id(p) for module in modules for p in module.parameters()}
+    mine = [name for name, tensor in _named_tensors(backbone) if id(tensor) in base]
+    split = [name for name, tensor in _named_tensors(backbone) if id(tensor) in planned]
+    if method.edits_base != "replaced":
+        same_tensors(before, start, "attach and initialise", skip=split)
+    training.run()
+    same_tensors(start, tensors(backbone), "three training steps", skip=mine)
+
+
+@rule("2.3")
+def detach(case: Case) -> None:
+    """After training, `detach` leaves every tensor, hook, class, attribute and flag as before `attach`."""
+    backbone = toy.backbone(case.model)
+    before, facts = tensors(backbone), structure(backbone)
+    training = trained(case, backbone=backbone)
+    training.method.detach()
+    backbone.train(True)
+    same_tensors(before, tensors(backbone), "detach")
+    after = structure(backbone)
+    for name in sorted(facts.keys() | after.keys()):
+        expect(
+            facts.get(name) == after.get(name),
+            facts.get(name, "nothing"),
+            after.get(name, "nothing"),
+            f"detach, {name}",
+        )
+
+
+# ---- 3 counts ------------------------------------------------------------------------------------------------
+
+
+@rule("3.1")
+def count(case: Case) -> None:
+    """As many parameters are trained and added as `expected_parameters` says."""
+    training = begin(case)
+    method, expected = training.method, _expected(training)
+    attached = sum(p.numel() for p in method.trained())
+    expect(
+        within(attached, expected.trained), f"{expected.trained} trained", f"{attached} ({_itemised(method)})", "attach"
+    )
+    added = 0 if method.mergeable else sum(p.numel() for p in method.parts.parameters())
+    expect(within(added, expected.added), f"{expected.added} added at inference", added, "attach")
+
+
+@rule("3.2")
+def count_on_meta(case: Case) -> None:
+    """`attach` runs without weights, on the meta device, and gives the same count."""
+    backbone, method = toy.meta(case.model), case.create()
+    method.planned = method.plan(backbone.shape)
+    method.attach(backbone, None)
+    real = [name for name, p in parameters(method).items() if p.device.type != "meta"]
+    expect(not real, "parameters on the meta device", f"real ones: {', '.join(real[:3])}", "attach")
+    attached, expected = sum(p.numel() for p in method.trained()), method.expected_parameters(backbone.shape).trained
+    expect(within(attached, expected), f"{expected} trained", f"{attached} ({_itemised(method)})", "attach on meta")
+
+
+@rule("3.3")
+def count_in_optimizer(case: Case) -> None:
+    """The optimiser holds exactly what is trained."""
+    training = begin(case, max_steps=1)
+    if not training.method.trains:
+        raise Skip("does not train")
+    training.run()
+    expected = _expected(training).trained
+    expect(
+        within(training.log.after_optimizer, expected), expected, training.log.after_optimizer, "the optimiser's groups"
+    )
+
+
+# ---- 4 to 6 learning -----------------------------------------------------------------------------------------
+
+
+@rule("4.1")
+def identity(case: Case) -> str:
+    """With `identity_at_init`, attaching does not change the output."""
+    backbone = toy.backbone(case.model)
+    batch = toy.examples(case.model, 6).batch(np.arange(6))
+    plain = Training(backbone, Method(), RECIPE, None, None, seed=0)
+    before = outputs(plain, batch)
+    training = begin(case, backbone=backbone)
+    if not training.method.identity_at_init:
+        raise Skip("identity_at_init is not declared")
+    tolerance = OFFSET_TOLERANCE if training.method.edits_base in ("offset", "replaced") else NOISE
+    error = close(torch.cat(before), torch.cat(outputs(training, batch)), "the output after initialise", tolerance)
+    return f"error {error:.1g}" if error else "exact"
+
+
+@rule("5.1")
+def every_parameter_learns(case: Case) -> str | None:
+    """Within five steps every trained parameter gets a gradient that is not zero."""
+    training = begin(case, max_steps=5)
+    method = training.method
+    names = parameters(method)
+    if not method.trains or not names:
+        raise Skip("trains nothing but the head" if method.trains else "does not train")
+    start = {name: p.detach().clone() for name, p in names.items()}
+    seen = record_gradients(training)
+    training.run()
+    if not seen:  # the method steps by itself: what moved tells
+        seen = [{name: p.detach() - start[name] for name, p in names.items()}]
+    moved = {name: max((g[name].abs().max().item() for g in seen if name in g), default=0.0) for name in names}
+    floor = NOISE * max(moved.values())
+    still = [name for name in names if moved[name] <= floor]
+    excused = [name for name in still if any(fnmatch.fnmatch(name, p) for p in method.no_gradient)]
+    left = [name for name in still if name not in excused]
+    expect(
+        not left,
+        "a gradient for every trained parameter",
+        f"none for {', '.join(left)}",
+        f"{len(left)} of {len(names)}",
+    )
+    return f"exempt: {', '.join(method.no_gradient)}" if excused else None
+
+
+@rule("6.1")
+def loss_falls(case: Case) -> str:
+    """With a frozen head, fifteen steps on a toy task lower its loss."""
+    probe = begin(case, max_steps=1)
+    if not probe.method.learns:
+        raise Skip("exempt: learns = False")
+    data, tried = toy.examples(case.model, 32), []
+    for rate in LEARNING_RATES:
+        head = {"head_lr": 0.0} if probe.method.trained() else {}
+        training = begin(case, lr=rate, batch_size=16, max_steps=15, **head)
+        before = mean_loss(training, data)
+        training.run()
+        after = mean_loss(training, data)
+        if after < FALL * before:
+            return f"{before:.2f} to {after:.2f}"
+        tried.append(f"{before:.4f} to {after:.4f} (lr {rate:g})")
+    raise Failed(
+        f"expected a loss below {FALL:g} of its start, found {', '.join(tried)}, at the toy task of {case.model}"
+    )
+
+
+# ---- 7 storing -----------------------------------------------------------------------------------------------
+
+
+@rule("7.1")
+def save_and_load(case: Case) -> None:
+    """What is stored, loaded into a fresh attachment, gives the same output."""
+    training = trained(case)
+    expected = output(training)
+    data = safetensors.save(training.method.state_dict())
+    fresh = begin(case)
+    with torch.no_grad():
+        for parameter in fresh.method.trained():
+            parameter.add_(1.0)
+    _load(fresh, safetensors.load(data), training.backbone.head)
+    close(expected, output(fresh), "the output after load_state_dict")
+
+
+def _load(training: Training, state: dict[str, Tensor], head: nn.Module | None) -> None:
+    if head is not None:
+        training.backbone.head.load_state_dict(head.state_dict())
+    training.method.load_state_dict(state)
+    training.method.prepare_inference()
+
+
+@rule("7.2")
+def stored_bytes(case: Case) -> str:
+    """The file holds as many numbers as stated, and is as large as reported."""
+    training = trained(case)
+    state = training.method.state_dict()
+    stored, expected = sum(t.numel() for t in state.values()), _expected(training).stored
+    expect(within(stored, expected), f"{expected} stored", stored, f"state_dict ({', '.join(list(state)[:4])} ...)")
+    if not state:
+        return "nothing stored"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "method.safetensors")
+        safetensors.save_file(state, path)
+        size = path.stat().st_size
+    expect(
+        size == measure.stored_bytes(state),
+        f"{size} bytes, the size of the file",
+        measure.stored_bytes(state),
+        "stored_bytes",
+    )
+    return f"{size} bytes"
+
+
+@rule("7.3", per_model=False)
+def fresh_process(case: Case) -> None:
+    """Another process rebuilds network and method, loads the file and computes the same."""
+    training = trained(case)
+    expected = output(training)
+    with tempfile.TemporaryDirectory() as folder:
+        safetensors.save_file(training.method.state_dict(), Path(folder, "method.safetensors"))
+        if training.backbone.head is not None:
+            safetensors.save_file(training.backbone.head.state_dict(), Path(folder, "head.safetensors"))
+        error = _other_process().replay(case, folder)
+        expect(not error, f"{case.model} rebuilt and loaded", error, "a fresh process")
+        found = safetensors.load_file(Path(folder, "output.safetensors"))["output"]
+    close(expected, found, f"the output of {case.model} in a fresh process")
+
+
+class _OtherProcess:
+    """A second interpreter that replays stored methods; it loads its libraries while other rules run."""
+
+    def __init__(self):
+        command = [sys.executable, "-c", "from workflow import conformance; conformance.serve()"]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def replay(self, case: Case, folder: str) -> str:
+        """Let it write output.safetensors into the folder; returns its error, or ''."""
+        print(json.dumps([str(case.info.path), case.model, folder]), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline() or '"the process died"')
+
+
+@cache
+def _other_process() -> _OtherProcess:
+    return _OtherProcess()
+
+
+def serve() -> None:
+    """The other process: answers each request on standard input, until there are no more."""
+    torch.set_num_threads(1)
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a plugin prints is no answer
+    for line in sys.stdin:
+        path, model, folder = json.loads(line)
+        case = Case(registry.read_method(Path(path)), model)
+        try:
+            _replay(case, Path(folder))
+            error = ""
+        except Exception as problem:  # a method may fail in any way
+            error = f"{type(problem).__name__}: {problem}, at {_place(problem, case)}"
+        print(json.dumps(error), file=answers, flush=True)
+
+
+def _replay(case: Case, folder: Path) -> None:
+    training = begin(case)
+    head = folder / "head.safetensors"
+    if head.exists():
+        training.backbone.head.load_state_dict(safetensors.load_file(head))
+    _load(training, safetensors.load_file(folder / "method.safetensors"), None)
+    safetensors.save_file({"output": output(training)}, folder / "output.safetensors")
+
+
+# ---- 8 merging -----------------------------------------------------------------------------------------------
+
+
+@rule("8.1")
+def merge(case: Case) -> str:
+    """Merged weights alone compute what the attached method computed; the error in bf16 is shown."""
+    errors = []
+    for dtype, tolerance in (("float32", TOLERANCE), ("bfloat16", 1.0)):
+        training = _mergeable(case, dtype)
+        before = output(training)
+        training.method.merge()
+        errors.append(close(before, output(training), f"the output after merge in {dtype}", tolerance))
+        training.backbone.switch.on = False
+        close(before, output(training), f"the merged backbone by itself in {dtype}", tolerance)
+    return f"error {errors[0]:.1g} in fp32, {errors[1]:.1g} in bf16"
+
+
+@rule("8.2")
+def unmerge(case: Case) -> None:
+    """`unmerge` brings back weights and output bit for bit, as often as asked."""
+    for dtype in ("float32", "bfloat16"):
+        training = _mergeable(case, dtype)
+        before, start = output(training), tensors(training.backbone)
+        for time_ in ("first", "second"):
+            training.method.merge()
+            training.method.unmerge()
+            same_tensors(start, tensors(training.backbone), f"the {time_} unmerge in {dtype}")
+        expect(torch.equal(before, output(training)), "the same output", "another", f"unmerge in {dtype}")
+
+
+def _mergeable(case: Case, dtype: str) -> Training:
+    if not case.create().mergeable:
+        raise Skip("does not merge")
+    return trained(case, dtype=dtype)
+
+
+# ---- 9 numbers -----------------------------------------------------------------------------------------------
+
+
+@rule("9.1")
+def same_seed(case: Case) -> None:
+    """The same seed gives the same start and the same result, whatever was drawn before."""
+    starts, ends = [], []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        training = begin(case)
+        starts.append(training.weights())
+        training.run()
+        ends.append(training.weights())
+    same_tensors(*starts, "initialise, second run")
+    same_tensors(*ends, "three training steps, second run")
+
+
+@rule("9.2")
+def bf16(case: Case) -> None:
+    """On a bf16 network the trained parameters are fp32, training and evaluation run, and `detach` brings bf16 back."""
+    backbone = toy.backbone(case.model, torch.bfloat16)
+    before = tensors(backbone)
+    training = begin(case, backbone=backbone, dtype="bfloat16")
+    method = training.method
+    for stage in ("initialise", "three steps"):
+        for name, parameter in parameters(method).items():
+            expect(parameter.dtype == torch.float32, torch.float32, parameter.dtype, f"{name} after {stage}")
+        if method.edits_base in ("no", "trained"):
+            own = _beside_trained(method, backbone)
+            for name, parameter in backbone.model.named_parameters():
+                kept = id(parameter) in own or parameter.dtype == torch.bfloat16
+                expect(kept, torch.bfloat16, parameter.dtype, f"{name} (frozen) after {stage}")
+        if stage == "initialise":
+            training.run()
+    method.prepare_inference()
+    expect(bool(output(training).isfinite().all()), "finite output", "nan or inf", "evaluation after three steps")
+    method.detach()
+    same_tensors(before, tensors(backbone), "detach in bf16")
+
+
+def _beside_trained(method: Method, backbone: Backbone) -> set[int]:
+    """Ids of trained pretrained parameters and of those in the same module: a norm wants one type for both."""
+    base = {id(p) for p in method.base_parameters.values()}
+    families = ([id(p) for p in module.parameters(recurse=False)] for module in backbone.model.modules())
+    return {own for family in families if base & set(family) for own in family}
+
+
+@rule("9.3")
+def checkpointing(case: Case) -> None:
+    """Gradients of two steps, with dropout, are the same with and without gradient checkpointing."""
+    if not case.create().trains:
+        raise Skip("does not train")
+    dropouts = {f.name: toy.DROPOUT for f in fields(case.plugin.Settings) if f.name.endswith("dropout")}
+    runs = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        training = begin(case, max_steps=2, values=dropouts)
+        if recompute:
+            training.backbone.gradient_checkpointing()
+        seen = record_gradients(training)
+        training.run()
+        runs.append(seen or [training.weights()])
+    for step, (plain, again) in enumerate(zip(*runs, strict=True)):
+        _same_gradients(plain, again, f"step {step}")
+
+
+def _same_gradients(plain: dict[str, Tensor], again: dict[str, Tensor], where: str) -> None:
+    expect(
+        plain.keys() == again.keys(),
+        "the same gradients",
+        f"a difference in {sorted(plain.keys() ^ again.keys())}",
+        where,
+    )
+    largest = max((g.abs().max().item() for g in plain.values()), default=0.0)
+    for name, gradient in plain.items():
+        allowed = TOLERANCE * gradient.abs().max().item() + NOISE * largest
+        error = (gradient - again[name]).abs().max().item()
+        expect(error <= allowed, f"a gradient within {allowed:.1g}", f"a difference of {error:.2g}", f"{name}, {where}")
+
+
+# ---- 10 batches ----------------------------------------------------------------------------------------------
+
+
+@rule("10.1")
+def padding(case: Case) -> None:
+    """A text gives the same output without padding, and padded right or left with any token."""
+    if toy.task(case.model).modality == "image":
+        raise Skip("images have no padding")
+    training = trained(case)
+    short, long = toy.LENGTHS
+    pairs = [outputs(training, _texts(training, (short, short))), outputs(training, _texts(training, (long, long)))]
+    plain = [pairs[0][0], pairs[1][1]]
+    for side in ("right", "left"):
+        for pad in (toy.PAD, 9):
+            batch = _texts(training, (short, long), pad, side == "left")
+            for length, expected, found in zip((short, long), plain, outputs(training, batch), strict=True):
+                close(expected, found, f"{side} padding with token {pad}, text of {length} tokens")
+
+
+def _texts(training: Training, lengths: tuple[int, ...], pad: int = toy.PAD, left: bool = False) -> Batch:
+    """A batch of texts of these lengths; only the encoder's side of an encoder-decoder is padded left."""
+    rows = np.arange(len(lengths))
+    model = training.backbone.name
+    batch = toy.texts(model, lengths, pad, left).batch(rows)
+    if training.backbone.kind == "encoder_decoder":
+        batch.labels = toy.texts(model, lengths, pad).batch(rows).labels
+    return batch
+
+
+@rule("10.2")
+def batch_of_one(case: Case) -> None:
+    """An example alone gives the same output as among others."""
+    training = trained(case)
+    length = toy.LENGTHS[1]
+    among = outputs(training, _texts(training, (length,) * 3))
+    alone = outputs(training, _texts(training, (length,)))
+    close(among[0], alone[0], "a batch of one")
+
+
+@rule("10.3")
+def generation(case: Case) -> None:
+    """Greedy generation: with and without cache, padded and alone, the scores of every new token agree."""
+    if toy.task(case.model).kind != "generation":
+        raise Skip("does not generate")
+    training = trained(case)
+    lengths = (toy.LENGTHS[0], 9, toy.LENGTHS[1])
+    batch = toy.texts(case.model, lengths, pad_left=True).batch(np.arange(3))
+    tokens, scores = _generate(training, batch, cached=False)
+    found, again = _generate(training, batch, cached=True)
+    close(scores, again, "cached generation, scores")
+    expect(torch.equal(tokens, found), tokens.tolist(), found.tolist(), "cached generation, tokens")
+    alone = _generate(training, toy.texts(case.model, lengths).batch(np.arange(1)), cached=True)[1]
+    close(scores[:, :1], alone, "generation of one text without padding, scores")
+
+
+def _generate(training: Training, batch: Batch, cached: bool) -> tuple[Tensor, Tensor]:
+    """(B, 4) new tokens and their scores (4, B, vocabulary)."""
+    seen: list[Tensor] = []
+
+    def keep(scores: Tensor, state: Any) -> Tensor:
+        seen.append(training.method.logits(scores, state).clone())
+        return seen[-1]
+
+    evaluating(training)
+    batch.prompt_length = batch.mask.sum(1)
+    tokens = training.backbone.generate(batch, 4, cached=cached, logits=keep)
+    return tokens, torch.stack(seen)
+
+
+# ---- the whole check -----------------------------------------------------------------------------------------
+
+
+def apply(checked: Rule, case: Case) -> Result:
+    """Run one rule; whatever the method raises is a failure with the place in its code."""
+    start = time.perf_counter()
+    try:
+        if checked.per_model and case.unsupported:
+            raise Skip(f"unsupported: {case.unsupported}")
+        status, text = "ok", checked.run(case) or ""
+    except Skip as reason:
+        status, text = "skipped", str(reason)
+    except Failed as problem:
+        status, text = "FAILED", str(problem)
+    except Exception as problem:  # a method may fail in any way
+        status, text = (
+            "FAILED",
+            f"expected no error, found {type(problem).__name__}: {problem}, at {_place(problem, case)}",
+        )
+    return Result(checked, case.model, status, text, time.perf_counter() - start)
+
+
+def _place(problem: BaseException, case: Case) -> str:
+    """The line of the plugin that led to an error, else the innermost one."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename) == case.info.path] or frames
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}"
+
+
+def run(
+    info: MethodInfo, models: Iterable[str] = toy.MODELS, rules: Iterable[str] | None = None
+) -> Iterator[list[Result]]:
+    """The results of each rule, over the networks it runs on."""
+    cases = [Case(info, model) for model in models]
+    for checked in RULES.values() if rules is None else (RULES[name] for name in rules):
+        if checked.per_model:
+            yield [apply(checked, case) for case in cases]
+        else:
+            yield [apply(checked, next((case for case in cases if not _refused(case)), cases[0]))]
+
+
+def _refused(case: Case) -> str | None:
+    """Why the network cannot be used; a method that fails to say so is left to the rules."""
+    try:
+        return case.unsupported
+    except Exception:
+        return None
+
+
+def check(path: Path, verbose: bool = False) -> int:
+    """Run every rule on one method file, print a line a rule and a verdict; 0 if the method conforms, else 1.
+
+    Raises AtlasError if the file cannot be imported.
+    """
+    torch.set_num_threads(1)
+    info = registry.read_method(Path(path).resolve())
+    registry.load_method(info)
+    print(f"{info.name}: {info.title}\n{info.path}")
+    refused = {model: reason for model in toy.MODELS if (reason := _refused(Case(info, model)))}
+    for model, reason in refused.items():
+        print(f"      {model.removeprefix('tiny-')}: unsupported: {reason}")
+    models = [model for model in toy.MODELS if model not in refused]
+    if not models:
+        print("does not conform: it supports none of the tiny networks")
+        return 1
+    _other_process()
+    failed = 0
+    for results in run(info, models):
+        failed += any(result.status == "FAILED" for result in results)
+        for line in _lines(results, verbose):
+            print(line, flush=True)
+    print(f"does not conform: {failed} of {len(RULES)} checks failed" if failed else "conforms")
+    return int(failed > 0)
+
+
+def _lines(results: list[Result], verbose: bool) -> Iterator[str]:
+    """One line for the rule, then one for each failure (verbose: also for each note), with its networks."""
+    checked, states = results[0].rule, {result.status for result in results}
+    status = next(s for s in ("FAILED", "ok", "skipped") if s in states)
+    skipped = {result.text: None for result in results if result.status == "skipped"}
+    reason = "; ".join(skipped) if status == "skipped" else ""
+    seconds = sum(result.seconds for result in results)
+    yield f"{checked.number:<5} {checked.name:<24} {status:<8}{seconds:6.2f} s  {reason}".rstrip()
+    shown: dict[str, list[str]] = {}
+    for result in results:
+        if result.status == "FAILED" or (verbose and result.text and status != "skipped"):
+            shown.setdefault(result.text, []).append(result.model.removeprefix("tiny-"))
+    for text, models in shown.items():
+        yield f"      {', '.join(models)}: {text}"
