@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
     checked = verb(check, "check", "run the conformance tests on a method file")
     checked.add_argument("file", type=Path)
+    checked.add_argument("--verbose", action="store_true", help="show the figures of every network")
 
     counted = verb(count, "count", "count a method's parameters on a model, without weights", as_json=True)
     counted.add_argument("--method", required=True)
@@ -101,7 +102,7 @@ def check(options: argparse.Namespace) -> int:
         raise AtlasError("no such file", file=options.file, mend=mend)
     from workflow import conformance
 
-    return conformance.check(options.file)
+    return conformance.check(options.file, options.verbose)
 
 
 def count(options: argparse.Namespace) -> None:
