@@ -6,8 +6,9 @@ is attached is undone by `restore()`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -29,14 +30,19 @@ class Unsupported(Exception):
 
 @dataclass
 class BlockCall:
-    """One call of a block: `hidden` is its input (B, L, d); `proceed` runs it and returns (B, L', d)."""
+    """One call of a block: `hidden` is its input (B, L, d); `proceed` runs it and returns (B, L', d).
+
+    kwargs: every other argument by its name. causal: a token sees no later one. movable: tokens may be dropped
+    or inserted.
+    """
 
     hidden: Tensor
     layer: SiteId
     state: ForwardState
     run: Callable[..., Any]
-    args: tuple
     kwargs: dict
+    causal: bool = False
+    movable: bool = True
     rest: tuple | None = None
 
     def proceed(
@@ -53,26 +59,28 @@ class BlockCall:
         they are ordinary tokens. Not with a key/value cache.
         """
         hidden = self.hidden if hidden is None else hidden
-        args, kwargs = self.args, dict(self.kwargs)
+        kwargs = dict(self.kwargs)
         if keep is not None or extra is not None:
+            if not self.movable:
+                raise Unsupported("tokens cannot be dropped or inserted in this architecture")
             if kwargs.get("past_key_values") is not None:
                 raise Unsupported("tokens cannot be dropped or inserted with a key/value cache")
-            args = tuple(None if i == 0 and isinstance(a, Tensor) else a for i, a in enumerate(args))
-            mask = kwargs.pop("attention_mask", None)
-            if args and mask is None:
-                mask = args[0]
-            args = args[1:] if args else args
-            hidden, mask, kwargs = _change_tokens(hidden, mask, kwargs, keep, extra, extra_as)
-            kwargs["attention_mask"] = mask
-        result = self.run(hidden, *args, **kwargs)
+            mask, real = kwargs.get("attention_mask"), self.state.mask
+            hidden, mask = _change_tokens(hidden, mask, real, self.causal, kwargs, keep, extra, extra_as)
+            if mask is not None:
+                kwargs["attention_mask"] = mask
+        result = self.run(hidden, **kwargs)
         if isinstance(result, tuple):
             self.rest = result[1:]
             return result[0]
         return result
 
 
-def _change_tokens(hidden, mask, kwargs, keep, extra, extra_as):
-    """Gather or append tokens in the hidden state, the 4-D mask and the rotary tables."""
+def _change_tokens(hidden, mask, real, causal, kwargs, keep, extra, extra_as):
+    """Gather or append tokens in the hidden state, the 4-D mask and the rotary tables (in `kwargs`).
+
+    real: (B, L) true at real tokens, or None. Appended tokens never see padding.
+    """
     if mask is not None and mask.dim() != 4:
         raise Unsupported("tokens can be dropped or inserted only under a four-dimensional mask")
     rotary = kwargs.get("position_embeddings")
@@ -85,6 +93,7 @@ def _change_tokens(hidden, mask, kwargs, keep, extra, extra_as):
         if rotary is not None:
             pick = keep[..., None].expand(-1, -1, rotary[0].shape[-1])
             kwargs["position_embeddings"] = tuple(t.expand(batch, -1, -1).take_along_dim(pick, 1) for t in rotary)
+        real = None if real is None else real.take_along_dim(keep, 1)
         length = keep.shape[1]
     if extra is not None:
         if rotary is not None:
@@ -97,14 +106,17 @@ def _change_tokens(hidden, mask, kwargs, keep, extra, extra_as):
             if mask.dtype != torch.bool:
                 raise Unsupported("tokens cannot be appended under an additive mask")
             allowed[..., :length, :length] = mask
-            allowed[..., length:, :length] = mask[..., -1:, :]
+        elif causal:
+            allowed[..., :length, :length] = allowed[..., :length, :length].tril()
+        if real is not None:
+            allowed[..., length:, :length] = real[:, None, None, :]
         own = torch.eye(added, dtype=torch.bool, device=hidden.device)
         if extra_as == "query":
             allowed[..., :length, length:] = False
         elif extra_as == "key":
             allowed[..., length:, length:] = own
         mask = allowed
-    return hidden, mask, kwargs
+    return hidden, mask
 
 
 class Backbone:
@@ -126,9 +138,11 @@ class Backbone:
         self.restorable = True
         self._handles: list[Handle] = []
         self._originals: dict[nn.Parameter, Tensor] = {}
+        self._unmerged: dict[nn.Parameter, Tensor] = {}
         self._slots: list[tuple[int, Callable[[], Tensor]]] = []
         self._slots_hooked = False
         self._edited = False
+        self._mixed: torch.dtype | None = None
         self._phase: Phase | None = None
         self._take_pooled = head is not None and head.pooling == "pooler"
         self._positions = self.kind in ("encoder", "decoder") and model.config.model_type != "roberta"
@@ -136,9 +150,7 @@ class Backbone:
 
     # ---- sites -----------------------------------------------------------------------------------------------
 
-    def sites(
-        self, names: Iterable[str], layers: Iterable[int] | None = None, part: str | None = None
-    ) -> list[Site]:
+    def sites(self, names: Iterable[str], layers: Iterable[int] | None = None, part: str | None = None) -> list[Site]:
         """The linear sites with these names, in model order."""
         return [self.map_.linears[s] for s in self.shape.find(names, layers, part)]
 
@@ -147,9 +159,7 @@ class Backbone:
 
     def modules(self, name: str, part: str | None = None) -> dict[SiteId, nn.Module]:
         """Modules at sites of this name (`block`, `norm.attn`, `attn.core`, `mlp.act`, `embed.token`, ...)."""
-        found = {
-            k: m for k, m in self.map_.modules.items() if k.name == name and (part is None or k.part == part)
-        }
+        found = {k: m for k, m in self.map_.modules.items() if k.name == name and (part is None or k.part == part)}
         if not found:
             raise Unsupported(f"{self.shape.architecture} has no site '{name}'")
         return found
@@ -200,10 +210,13 @@ class Backbone:
         first = ("mlp.gate", "mlp.up") if name == "mlp" else (f"{name}.q",)
         last = self.map_.linears[block._replace(name="mlp.down" if name == "mlp" else f"{name}.o")].module
         first = next(self.map_.linears[s].module for n in first if (s := block._replace(name=n)) in self.map_.linears)
-        stash: dict[str, Tensor] = {}
+        stash: dict[str, Any] = {}
 
         def remember(key):
             def run(proceed, x, *args, **kwargs):
+                if stash.get("state") is not self.state:  # a recomputation may have stopped half-way
+                    stash.clear()
+                    stash["state"] = self.state
                 stash.setdefault(key, x)
                 return proceed(x, *args, **kwargs)
 
@@ -232,13 +245,18 @@ class Backbone:
         self.intercept(self.map_.modules[site], self._block_function(site, function))
 
     def _block_function(self, site: SiteId, function: Callable[[BlockCall], Tensor]) -> Callable:
+        block = type(self.map_.modules[site._replace(name="block")])
+        names = list(inspect.signature(getattr(block, "_plain", block).forward).parameters)[1:]
+        causal, movable = self.kind == "decoder", self.shape.architecture not in ("swin", "t5")
+
         def run(proceed, *args, **kwargs):
-            hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
-            call = BlockCall(hidden, site, self.state, proceed, args[1:] if args else (), kwargs)
+            kwargs |= dict(zip(names, args, strict=False))
+            hidden = kwargs.pop(names[0])
+            call = BlockCall(hidden, site, self.state, proceed, kwargs, causal, movable)
             out = function(call)
             if call.rest is not None:
                 return (out, *call.rest)
-            if self.shape.architecture in ("swin", "t5"):
+            if not movable:
                 raise Unsupported(f"a block of {self.shape.architecture} cannot be skipped")
             return out
 
@@ -251,15 +269,15 @@ class Backbone:
         running = []
 
         def first(call: BlockCall) -> Tensor:
-            own, call.run = call.run, lambda hidden, *a, **k: whole(own, hidden, *a, **k)
+            own, call.run = call.run, lambda hidden, **kwargs: whole(own, hidden, **kwargs)
             return function(call)
 
-        def whole(own, hidden, *args, **kwargs):
+        def whole(own, hidden, **kwargs):
             running.append(True)
             try:
-                hidden = own(hidden, *args, **kwargs)
+                hidden = own(hidden, **kwargs)
                 for block in blocks[1:]:
-                    hidden = block(hidden, *args, **kwargs)
+                    hidden = block(hidden, **kwargs)
             finally:
                 running.pop()
             return hidden
@@ -346,34 +364,48 @@ class Backbone:
 
     # ---- changing the pretrained weights -----------------------------------------------------------------------
 
-    def write(self, site: Site, weight: Tensor, bias: Tensor | None) -> None:
-        """Write W and b of a site; the original is kept, so that `restore_weights()` can bring it back."""
-        self._keep(site.module.weight, site.module.bias)
+    def write(self, site: Site, weight: Tensor, bias: Tensor | None, merging: bool = False) -> None:
+        """Write W and b of a site. The original is kept (while `restorable`) and comes back with `restore()`.
+
+        With `merging`, what stood there before is kept instead and comes back with `unmerge()`.
+        """
+        if merging:
+            _keep(self._unmerged, (site.module.weight, site.module.bias))
+        else:
+            self._edit((site.module.weight, site.module.bias))
         site.write(weight, bias)
-        self._edited = True
 
     def train_weights(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        """Make these pretrained parameters trainable (originals are kept while `restorable`)."""
+        """Make these pretrained parameters trainable, in fp32 (originals are kept while `restorable`)."""
         chosen = [p for p in parameters if p is not None]
-        if self.restorable:
-            self._keep(*chosen)
+        self._edit(chosen)
         for parameter in chosen:
+            if parameter.dtype != torch.float32 and parameter.device.type != "meta":
+                self._mixed = parameter.dtype
+                parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-        self._edited = True
+        if self._mixed is not None:
+            self._unify_norms()
         return chosen
 
-    def _keep(self, *parameters: nn.Parameter | None) -> None:
-        for parameter in parameters:
-            if parameter is not None and parameter not in self._originals:
-                self._originals[parameter] = parameter.detach().clone()
+    def _unify_norms(self) -> None:
+        """Layer norms of which only one parameter is trained get the other in fp32 too: the kernels want one type."""
+        for norm in (module for module in self.model.modules() if isinstance(module, nn.LayerNorm)):
+            if len({p.dtype for p in norm.parameters()}) > 1:
+                self._edit(norm.parameters())
+                norm.float()
+
+    def _edit(self, parameters: Iterable[nn.Parameter | None]) -> None:
+        if self.restorable:
+            _keep(self._originals, parameters)
+        self._edited = True
 
     @torch.no_grad()
-    def restore_weights(self) -> None:
-        """Copy the kept originals back, bit for bit."""
-        for parameter, original in self._originals.items():
-            parameter.copy_(original)
-        self._originals.clear()
-        self._edited = False
+    def unmerge(self) -> None:
+        """Copy back what stood at the merged sites, bit for bit."""
+        for parameter, before in self._unmerged.items():
+            parameter.copy_(before)
+        self._unmerged.clear()
 
     def restore(self) -> None:
         """Undo everything that was attached or written."""
@@ -382,7 +414,11 @@ class Backbone:
         self._handles.clear()
         self._slots.clear()
         self._slots_hooked = False
-        self.restore_weights()
+        self.unmerge()
+        for parameter, original in self._originals.items():
+            parameter.data = original
+        self._originals.clear()
+        self._edited, self._mixed = False, None
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
@@ -390,14 +426,14 @@ class Backbone:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The pretrained function itself, whatever is attached."""
-        if self._edited:
+        """The pretrained function itself, whatever is attached. The forward state is put back at the end."""
+        if self._edited or self._unmerged:
             raise Unsupported("the pretrained function is gone: its weights were changed")
-        self.switch.on = False
+        state, self.switch.on = self.state, False
         try:
             yield
         finally:
-            self.switch.on = True
+            self.switch.on, self.state = True, state
 
     # ---- running -----------------------------------------------------------------------------------------------
 
@@ -415,6 +451,10 @@ class Backbone:
             self.head.to(device)
         return self
 
+    def autocast(self) -> AbstractContextManager:
+        """Needed by a 16-bit network of which some weights are trained in fp32; nothing otherwise."""
+        return nullcontext() if self._mixed is None else torch.autocast(self.device.type, self._mixed)
+
     def train(self, mode: bool = True) -> None:
         """Training or evaluation mode of the network and its head (dropout on or off)."""
         self.model.train(mode)
@@ -428,6 +468,10 @@ class Backbone:
 
     def forward(self, batch: Batch, phase: Phase | None = None) -> Outputs:
         """One pass: sets the forward state, inserts prompt slots, builds masks and positions, pools, applies the head."""
+        with self.autocast():
+            return self._forward(batch, phase)
+
+    def _forward(self, batch: Batch, phase: Phase | None) -> Outputs:
         training = torch.is_grad_enabled() and self.model.training
         phase = phase or ("train" if training else "evaluate")
         self.state = ForwardState(batch, batch.mask, None, phase, batch.prompt_length)
@@ -457,6 +501,8 @@ class Backbone:
         return hidden.take_along_dim(index[:, None, None].expand(-1, 1, hidden.shape[-1]), 1)
 
     def _encode_decode(self, batch: Batch) -> Outputs:
+        if self.head is not None:
+            raise Unsupported(f"{self.shape.architecture} is not run as a classifier: it generates")
         ids, mask = batch.inputs["input_ids"], self.state.mask
         out = self.model(input_ids=ids, attention_mask=mask.long(), labels=batch.labels, use_cache=False)
         return Outputs(out.logits, out.encoder_last_hidden_state, None, batch.labels)
@@ -518,10 +564,14 @@ class Backbone:
         Decoders want left padding. `logits(scores, state)` may change the scores (B, vocabulary) of each step.
         Without `cached` every step runs the whole text again: slow, for checking.
         """
-        if self.kind == "encoder_decoder":
-            return self._generate_encoder_decoder(batch, tokens, stop, logits)
-        if self.kind != "decoder":
+        if self.kind not in ("decoder", "encoder_decoder"):
             raise Unsupported(f"an {self.kind} does not generate")
+        with self.autocast():
+            if self.kind == "encoder_decoder":
+                return self._generate_encoder_decoder(batch, tokens, stop, logits)
+            return self._generate_decoder(batch, tokens, stop, cached, logits)
+
+    def _generate_decoder(self, batch: Batch, tokens: int, stop: int | None, cached: bool, logits) -> Tensor:
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         new: list[Tensor] = []
@@ -585,7 +635,7 @@ class Backbone:
         for site in sites:
 
             def hook(module, args, site=site):
-                rows, mask = args[0], self.state.mask
+                rows, mask = args[0], self._seen(site.id)
                 if rows.dim() == 3 and mask is not None and rows.shape[:2] == mask.shape:
                     rows = rows[mask]
                 seen(site.id, rows.reshape(-1, rows.shape[-1]).detach())
@@ -596,6 +646,13 @@ class Backbone:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _seen(self, site: SiteId) -> Tensor | None:
+        """(B, L) true where the input of a site is a real token: in a decoder with its own inputs, where it learns."""
+        if site.part != "decoder" or site.name in ("cross.k", "cross.v"):
+            return self.state.mask
+        labels = self.state.batch.labels
+        return None if labels is None else labels != -100
 
     def weight_gradients(
         self, sites: Iterable[Site], batches: Iterable[Batch], loss: Callable[[Outputs, Batch], Tensor]
@@ -613,7 +670,7 @@ class Backbone:
             sums[parameter] = gradient if parameter not in sums else sums[parameter].add_(gradient)
             parameter.grad = None
 
-        weights = {site.module.weight for site in sites}
+        weights = {site.module.weight: site.module.weight.requires_grad for site in sites}
         hooks = [w.requires_grad_(True).register_post_accumulate_grad_hook(collect) for w in weights]
         try:
             for batch in batches:
@@ -622,12 +679,19 @@ class Backbone:
         finally:
             for hook in hooks:
                 hook.remove()
-            for weight in weights:
-                weight.requires_grad_(False)
+            for weight, trained in weights.items():
+                weight.requires_grad_(trained)
         if self.head is not None:
             self.head.zero_grad(set_to_none=True)
         found = {s.id: s._view(sums[s.module.weight] / count, bias=False) for s in sites}
         return {k: (g.flatten(0, 1) if g.dim() == 3 else g) for k, g in found.items()}
+
+
+def _keep(kept: dict[nn.Parameter, Tensor], parameters: Iterable[nn.Parameter | None]) -> None:
+    """Copies of these parameters, unless they are kept already."""
+    for parameter in parameters:
+        if parameter is not None and parameter not in kept:
+            kept[parameter] = parameter.detach().clone()
 
 
 def _gated(linear_map: nn.Module, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:

@@ -69,7 +69,10 @@ class Batch:
 
 @dataclass
 class Outputs:
-    """logits: (B, classes), or (B, L, vocabulary) with prompt slots removed; hidden: last hidden state (B, L, d)."""
+    """logits: (B, classes), or (B, L, vocabulary) with a decoder's prompt slots among L; hidden: last state (B, L, d).
+
+    labels: the batch's, with -100 at prompt slots.
+    """
 
     logits: Tensor
     hidden: Tensor | None = None

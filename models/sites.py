@@ -207,6 +207,8 @@ def _head_dim(core: nn.Module) -> int:
 def _tokens(config) -> int:
     if hasattr(config, "image_size"):
         return (config.image_size // config.patch_size) ** 2
+    if config.model_type == "roberta":  # its positions start behind the padding id
+        return config.max_position_embeddings - config.pad_token_id - 1
     for name in ("max_position_embeddings", "n_positions"):
         if getattr(config, name, None):
             return getattr(config, name)

@@ -95,7 +95,7 @@ class Context(Protocol):
     optimizer: Optimizer | None
     backbone: Backbone
 
-    def batches(self, split: str = "train", n: int | None = None) -> Iterator[Batch]: ...
+    def batches(self, split: str = "train", n: int | None = None, start: int = 0) -> Iterator[Batch]: ...
     def split(self, shares: dict[str, float]) -> None: ...
     def pool(self, n: int | None = None) -> Iterator[Batch]: ...
     def evaluate(self, split: str = "validation", n: int | None = None) -> float: ...
@@ -266,18 +266,26 @@ class Method:
     def state_dict(self) -> dict[str, Tensor]:
         """Exactly what must be stored for a task: own parameters once each, and trained pretrained ones.
 
-        Frozen parameters of the method are left out: they come back from the seed.
+        Parameters of the method that were never trained are left out: they come back from the seed.
         """
-        own = {name: p for name, p in self.parts.named_parameters() if p.requires_grad}
-        base = {f"base.{name}": p for name, p in self.base_parameters.items()}
-        return {name: p.detach().contiguous().clone() for name, p in (own | base).items()}
+        places, names = self._places(), self._stored_names()
+        return {name: places[name].detach().contiguous().clone() for name in names}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse, onto a freshly attached method. A missing or unknown name is a KeyError."""
-        places = dict(self.parts.named_parameters()) | {f"base.{k}": p for k, p in self.base_parameters.items()}
+        places = self._places()
+        if missing := set(self._stored_names()) - state.keys():
+            raise KeyError(f"the stored state lacks {', '.join(sorted(missing))}")
         for name, value in state.items():
             places[name].copy_(value)
+
+    def _places(self) -> dict[str, nn.Parameter]:
+        """Every parameter that may be stored, by its name in the file."""
+        return dict(self.parts.named_parameters()) | {f"base.{k}": p for k, p in self.base_parameters.items()}
+
+    def _stored_names(self) -> list[str]:
+        return [name for name, p in self._places().items() if name.startswith("base.") or is_stored(p)]
 
     def expected_parameters(self, shape: BackboneShape) -> Count:
         """The paper's closed form."""
@@ -287,10 +295,18 @@ class Method:
 
     def train_base(self, backbone: Backbone, parameters: dict[str, nn.Parameter]) -> None:
         """Train these pretrained parameters in place, in fp32, and store them with the method."""
-        for parameter in backbone.train_weights(parameters.values()):
-            if parameter.dtype != torch.float32 and parameter.device.type != "meta":
-                parameter.data = parameter.data.float()
+        backbone.train_weights(parameters.values())
         self.base_parameters |= parameters
+
+
+def keep_stored(parameters: Iterable[nn.Parameter]) -> None:
+    """Mark parameters as trained at some time: they are stored even if they end frozen."""
+    for parameter in parameters:
+        parameter.was_trained = True
+
+
+def is_stored(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad or getattr(parameter, "was_trained", False)
 
 
 def key(site: SiteId) -> str:

@@ -44,6 +44,14 @@ class LinearMap(nn.Module):
         """W' and b' that compute the same, in fp32."""
         return W + self.delta(), b
 
+    def merged_weight(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """W' and b' with the contribution scaled by `gate`, as in the forward pass."""
+        weight, bias = self.weight(W, b)
+        if isinstance(self.gate, float) and self.gate == 1.0:
+            return weight, bias
+        bias = bias if bias is None else b + self.gate * (bias - b)
+        return W + self.gate * (weight - W), bias
+
 
 class LinearMethod(Method):
     """A method that puts one `Map` at each of its linear sites; merging and counting come with it."""
@@ -100,14 +108,14 @@ class LinearMethod(Method):
         error = 0.0
         for site_id, module in self.maps().items():
             site, bias = self.backbone.site(site_id), self.backbone.site(site_id).bias()
-            weight, new_bias = module.weight(site.weight().float(), None if bias is None else bias.float())
-            self.backbone.write(site, weight, new_bias)
+            weight, new_bias = module.merged_weight(site.weight().float(), None if bias is None else bias.float())
+            self.backbone.write(site, weight, new_bias, merging=True)
             error = max(error, (site.weight().float() - weight).abs().max().item())
             module.merged = True
         return MergeReport(self.planned.sites, error)
 
     def unmerge(self) -> None:
-        self.backbone.restore_weights()
+        self.backbone.unmerge()
         for module in self.maps().values():
             module.merged = False
 

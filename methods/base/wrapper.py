@@ -46,7 +46,9 @@ class Wrapper(Method):
         return self.child.training_data(data, ctx)
 
     def calibrate(self, backbone, ctx):
+        self.child.planned = self.planned
         self.child.calibrate(backbone, ctx)
+        self.planned = self.child.planned
 
     def attach(self, backbone, ctx):
         self.backbone = backbone
