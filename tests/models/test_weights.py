@@ -1,0 +1,219 @@
+"""Reading, changing and bringing back pretrained weights: fused layouts, merging, rounding, files."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save, save_file
+from torch import nn
+
+from methods.base import LinearMap, LinearMethod, LinearSettings
+from methods.lowrank.lora import LoRA
+from models.shape import SiteId
+from tests.helpers import EVERY, attach, backbone, batch, close, copies, differ, lively, run, same, text
+from tests.places import LINEARS, lora
+
+
+class Itself(LinearMap):
+    """A site replaced by itself, through the weight that it reads."""
+
+    def __init__(self, site):
+        super().__init__(site.shape, None, None)
+        self.place = site
+
+    def forward(self, x, base):
+        return nn.functional.linear(x, self.place.weight(), self.place.bias())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_replacing_every_site_by_itself_changes_nothing(name):
+    on, given = backbone(name), batch(name)
+    before = run(on, given)
+    for site in on.sites(LINEARS):
+        on.map(site, Itself(site))
+    assert close(run(on, given), before)
+
+
+class TestFusedProjections:
+    """GPT-2 keeps queries, keys and values as thirds of the columns of one transposed weight."""
+
+    def dense(self):
+        on = backbone("tiny-gpt2")
+        core = on.map_.modules[SiteId("", 0, "attn.core")].c_attn
+        return on, core, {n: core.weight.detach()[:, 32 * i : 32 * (i + 1)].T for i, n in enumerate("qkv")}
+
+    def test_weight_and_bias_are_slices(self):
+        on, core, dense = self.dense()
+        for i, (name, weight) in enumerate(dense.items()):
+            site = on.site(SiteId("", 0, f"attn.{name}"))
+            assert torch.equal(site.weight(), weight)
+            assert torch.equal(site.bias(), core.bias.detach()[32 * i : 32 * (i + 1)])
+
+    def test_writing_one_slice_leaves_the_others(self):
+        on, core, dense = self.dense()
+        before = core.weight.detach().clone()
+        on.site(SiteId("", 0, "attn.k")).write(torch.ones(32, 32), torch.ones(32))
+        assert torch.equal(core.weight[:, 32:64], torch.ones(32, 32))
+        assert torch.equal(core.weight[:, :32], before[:, :32]) and torch.equal(core.weight[:, 64:], before[:, 64:])
+
+    def test_maps_on_two_slices_equal_a_dense_reference(self):
+        on, core, dense = self.dense()
+        plain = core.bias.detach().clone(), core.weight.detach().clone()
+        method = lora(on, ("attn.q", "attn.v"))
+        x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+        expected = torch.cat(
+            [
+                x @ (dense[n] + method.maps()[SiteId("", 0, f"attn.{n}")].delta() if n != "k" else dense[n]).T
+                for n in "qkv"
+            ],
+            -1,
+        )
+        assert close(core(x), expected + plain[0], 1e-4)
+        assert torch.equal(core.weight, plain[1])
+
+
+class TestMerging:
+    @pytest.mark.parametrize("name", EVERY)
+    def test_merged_equals_attached_and_unmerging_restores_every_bit(self, name):
+        on, given = backbone(name), batch(name)
+        before, method = copies(on.model), lora(on)
+        attached = run(on, given)
+        method.merge()
+        assert close(run(on, given), attached, 1e-4) and not same(copies(on.model), before)
+        method.unmerge()
+        assert same(copies(on.model), before) and torch.equal(run(on, given), attached)
+
+    def test_adding_and_subtracting_would_not_restore_them(self):
+        weight, delta = backbone("tiny-bert").site(SiteId("", 0, "attn.q")).weight(), torch.full((32, 32), 0.1)
+        assert not torch.equal(weight + delta - delta, weight)
+
+    def test_merging_counts_a_gate(self):
+        on, given = backbone("tiny-bert"), text("tiny-bert")
+        method = lora(on)
+        whole = run(on, given)
+        for module in method.maps().values():
+            module.gate = 0.25
+        attached = run(on, given)
+        method.merge()
+        assert close(run(on, given), attached, 1e-4) and differ(whole, attached)
+
+    def test_a_small_delta_is_rounded_away_in_bfloat16_and_the_report_says_so(self):
+        reports = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            on = backbone("tiny-bert", dtype=dtype)
+            method = LoRA.create({"rank": 2})
+            attach(method, on)
+            lively(method.parts, std=0.01)
+            site = on.site(SiteId("", 0, "attn.q"))
+            wanted = site.weight().float() + method.maps()[site.id].delta()
+            reports[dtype] = method.merge()
+            written = site.weight().float()
+            assert reports[dtype].max_error >= (written - wanted).abs().max()
+        assert reports[torch.float32].exact
+        assert 1e-4 < reports[torch.bfloat16].max_error < 1e-2
+
+    def test_unmerging_keeps_what_was_trained_in_the_base(self):
+        """Merging writes some weights; training may have changed others. Only the first are taken back."""
+        on = backbone("tiny-bert")
+        method = lora(on)
+        method.train_base(on, on.biases())
+        with torch.no_grad():
+            for bias in on.biases().values():
+                bias.add_(1)
+        trained = copies(on.model)
+        method.merge()
+        method.unmerge()
+        assert same(copies(on.model), trained)
+
+    def test_unmerging_returns_to_a_weight_that_the_method_itself_has_split(self):
+        on, site = backbone("tiny-bert"), SiteId("", 0, "attn.q")
+        before, method = copies(on.model), lora(on)
+        on.write(on.site(site), torch.zeros(32, 32), None)
+        method.merge()
+        method.unmerge()
+        assert not on.site(site).weight().any()
+        method.detach()
+        assert same(copies(on.model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_detaching_brings_back_trained_weights_bit_for_bit_in_their_type(dtype):
+    on = backbone("tiny-bert", dtype=dtype)
+    before, method = copies(on.model), LoRA()
+    attach(method, on)
+    method.train_base(on, on.biases())
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in on.biases().values())
+    with torch.no_grad():
+        for parameter in method.trained():
+            parameter.add_(1)
+    method.detach()
+    assert same(copies(on.model), before) and not any(p.requires_grad for p in on.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-gemma3", "tiny-t5"])
+def test_neither_end_of_a_tied_pair_is_a_linear_site(name):
+    """A map on one end would change the other, so no method can ask for it."""
+    on = backbone(name, "generation")
+    assert on.shape.tied
+    ends = {id(dict(on.model.named_parameters(remove_duplicate=False))[n]) for pair in on.shape.tied for n in pair}
+    assert not any(id(site.module.weight) in ends for site in on.map_.linears.values())
+
+
+class Shared(LinearMethod):
+    """A frozen-size delta B A with one A for all sites: saved once, though every map holds it."""
+
+    name, family, mergeable = "shared", "lowrank", True
+
+    @property
+    def Settings(self):  # noqa: N802
+        return LinearSettings
+
+    class Map(LinearMap):
+        def __init__(self, shape, settings, shared):
+            super().__init__(shape, settings, shared)
+            self.A = shared("A", lambda: nn.Linear(shape.inp, 2, bias=False))
+            self.B = nn.Parameter(torch.empty(2, shape.out))
+
+        def delta(self):
+            return self.B.T @ self.A.weight
+
+
+class TestFiles:
+    def shared(self):
+        on, method = backbone("tiny-bert"), Shared(LinearSettings())
+        attach(method, on)
+        lively(method.parts)
+        return on, method
+
+    def test_what_several_sites_share_is_stored_once(self):
+        on, method = self.shared()
+        state = method.state_dict()
+        assert sum(t.numel() for t in state.values()) == 2 * 32 + 4 * 2 * 32
+        assert len({t.data_ptr() for t in state.values()}) == len(state)
+
+    def test_the_naive_state_cannot_be_written(self):
+        _, method = self.shared()
+        with pytest.raises(RuntimeError, match="share memory"):
+            save_file(method.parts.state_dict(), "/dev/null")
+
+    def test_views_are_made_contiguous(self):
+        _, method = self.shared()
+        bias = nn.Parameter(torch.randn(4, 6).T)
+        method.base_parameters["view"] = bias
+        with pytest.raises(ValueError, match="contiguous"):
+            save({"view": bias.detach()})
+        assert method.state_dict()["base.view"].is_contiguous()
+
+    def test_a_fresh_method_that_loads_the_file_computes_the_same(self, tmp_path):
+        on, method = self.shared()
+        save_file(method.state_dict(), tmp_path / "task.safetensors")
+        fresh_on, fresh = backbone("tiny-bert"), Shared(LinearSettings())
+        attach(fresh, fresh_on)
+        fresh.load_state_dict(load_file(tmp_path / "task.safetensors"))
+        assert torch.equal(run(on, text("tiny-bert")), run(fresh_on, text("tiny-bert")))
+
+    @pytest.mark.parametrize("change", [lambda s: s.popitem(), lambda s: s.update(more=torch.ones(1))])
+    def test_a_missing_or_unknown_tensor_is_an_error(self, change):
+        _, method = self.shared()
+        state = method.state_dict()
+        change(state)
+        with pytest.raises(KeyError):
+            method.load_state_dict(state)
