@@ -205,12 +205,16 @@ class Backbone:
         """`function(x, y, residual) -> y` at the end of a branch of one block.
 
         x: input of the branch's first linear map (B, L, d); y: output of its last, before dropout, output norm
-        and residual; residual: input of the branch's norm, equal to x where norms come after the residual.
+        and residual; residual: input of the branch's norm, equal to x where norms come after the residual. In the
+        attention of Swin all three are cut into windows, (B windows, window^2, d).
         """
         first = ("mlp.gate", "mlp.up") if name == "mlp" else (f"{name}.q",)
         last = self.map_.linears[block._replace(name="mlp.down" if name == "mlp" else f"{name}.o")].module
         first = next(self.map_.linears[s].module for n in first if (s := block._replace(name=n)) in self.map_.linears)
         stash: dict[str, Any] = {}
+        grid: dict[str, tuple[int, int]] = {}
+        if self.shape.architecture == "swin" and name == "attn":
+            self.intercept(self.map_.modules[block._replace(name="block")], _note_size(grid))
 
         def remember(key):
             def run(proceed, x, *args, **kwargs):
@@ -225,7 +229,10 @@ class Backbone:
         def end(proceed, z):
             y = proceed(z)
             x = stash.pop("x")
-            return function(x, y, stash.pop("residual", x))
+            residual = stash.pop("residual", x)
+            if "size" in grid:
+                residual = _windows(residual, grid["size"], self.map_.modules[block._replace(name="block")])
+            return function(x, y, residual)
 
         self.intercept(first, remember("x"))
         norm = self.map_.norms.get(block._replace(name=f"norm.{name}"))
@@ -467,7 +474,7 @@ class Backbone:
         self.model.disable_input_require_grads()
 
     def forward(self, batch: Batch, phase: Phase | None = None) -> Outputs:
-        """One pass: sets the forward state, inserts prompt slots, builds masks and positions, pools, applies the head."""
+        """One pass: sets the forward state, inserts slots, builds masks and positions, pools, applies the head."""
         with self.autocast():
             return self._forward(batch, phase)
 
@@ -685,6 +692,23 @@ class Backbone:
             self.head.zero_grad(set_to_none=True)
         found = {s.id: s._view(sums[s.module.weight] / count, bias=False) for s in sites}
         return {k: (g.flatten(0, 1) if g.dim() == 3 else g) for k, g in found.items()}
+
+
+def _note_size(grid: dict[str, tuple[int, int]]) -> Callable:
+    """Remember the height and width that a block of Swin is called with."""
+
+    def run(proceed, hidden, size, *args, **kwargs):
+        grid["size"] = size
+        return proceed(hidden, size, *args, **kwargs)
+
+    return run
+
+
+def _windows(x: Tensor, size: tuple[int, int], block: nn.Module) -> Tensor:
+    """x (B, H W, d) as a block of Swin hands it to its attention: padded, shifted, (B windows, window^2, d)."""
+    x, _ = block.maybe_pad(x.unflatten(1, size), *size)
+    x, n = block.cyclic_shift(x), block.window_size
+    return x.unflatten(2, (-1, n)).unflatten(1, (-1, n)).transpose(2, 3).reshape(-1, n * n, x.shape[-1])
 
 
 def _keep(kept: dict[nn.Parameter, Tensor], parameters: Iterable[nn.Parameter | None]) -> None:
