@@ -126,11 +126,13 @@ def attach(method: Method, on: Backbone, context: Training | None = None) -> Tra
 
 
 def trained(method: Method, name: str = "tiny-bert", **more) -> Training:
-    """A method attached to a network and trained to the end."""
+    """A method attached to a network and trained to the end; then dropout is off."""
     on = backbone(name)
     context = training(on, method, **more)
     attach(method, on, context)
     context.run()
+    on.train(False)
+    method.parts.train(False)
     return context
 
 
