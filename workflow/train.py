@@ -94,7 +94,8 @@ class Log:
 class Training:
     """One cell's training, and the context (`methods.base.Context`) that its method sees.
 
-    `splits["train"]` is set before `run`. score: the task's primary metric on a split, larger is better; checkpoint: file for resumable state, or None. The same arguments give the same numbers, resumed or not.
+    `splits["train"]` is set before `run`. score: the task's primary metric on a split, larger is better; checkpoint:
+    file for resumable state, or None. The same arguments give the same numbers, resumed or not.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Training:
         return self._generators[name]
 
     def batches(self, split: str = "train", n: int | None = None, start: int = 0) -> Iterator[Batch]:
-        """n batches of a split, from batch `start` of its training order (validation: each example once, longest first).
+        """n batches of a split, from batch `start` of its training order (validation: every example, longest first).
 
         Without n, one epoch. A method that needs another batch at each step asks for `n=1, start=step.index`, which
         a resumed run repeats.
