@@ -198,11 +198,18 @@ class Pruning(Drawing):
     def phases(self, recipe):
         return (Phase("search", 0.5), Phase("train", 0.5, rewind=True))
 
+    def on_step_start(self, step, ctx):
+        super().on_step_start(step, ctx)
+        if step.phase.name == "train":
+            for name in self.parts.keys() - self.kept:
+                self.parts[name].gate = 0.0
+
     def between(self, done, ctx):
         if done.name == "search":
             draws = torch.rand(len(self.parts), generator=ctx.rng("between")).tolist()
             size = {n: float(m.B.detach().norm()) * d for (n, m), d in zip(self.parts.items(), draws, strict=True)}
-            ctx.set_trainable([p for n in sorted(size, key=size.get)[2:] for p in self.parts[n].parameters()])
+            self.kept = set(sorted(size, key=size.get, reverse=True)[:2])
+            ctx.set_trainable([p for n in self.parts if n in self.kept for p in self.parts[n].parameters()])
             self.total += ctx.evaluate("validation", 5)
 
 

@@ -208,6 +208,10 @@ class TestChangingSet:
         context = trained(Moving(), max_steps=3, micro_batch_size=2)
         assert [count for _, count in context.log.trainable[1:]] == [2 * 8 * 32] * 3
 
+    def test_a_parameter_frozen_after_the_backward_pass_does_not_move_in_that_step(self):
+        maps = trained(Moving(), max_steps=1).method.maps().values()
+        assert [bool(m.B.any()) for m in maps].count(True) == 1
+
     def test_what_was_trained_and_then_frozen_is_stored(self):
         context = trained(Alternating())
         assert {name[-1] for name in context.method.state_dict()} == {"A", "B"}
