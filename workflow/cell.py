@@ -307,8 +307,8 @@ def _note_training(run: Run, training, counts: dict, wall: float) -> None:
         "resumed": log.resumed,
         "effective_batch_size": size,
     }
-    if log.trainable:
-        counts["trained"] |= {"after_optimizer": log.after_optimizer, **_over_time(log.trainable, log.steps)}
+    trained = _over_time(log.trainable, log.steps) if log.trainable else {"peak": 0, "mean": 0.0, "final": 0}
+    counts["trained"] |= {"after_optimizer": log.after_optimizer, **trained}
 
 
 def _over_time(logged: list[list[int]], steps: int) -> dict[str, float]:
