@@ -3,7 +3,7 @@
 Within each true class the labels are dealt out afresh, in the proportions of the whole training set, so that they
 agree with the truth exactly as often as chance. (A plain shuffle agrees a little more or less often by accident; the
 network finds that and ends above or below chance.) A score above chance on held-out data then means that the
-evaluation leaks. Scores to be regressed are shuffled. Validation and test labels stay true.
+evaluation leaks. Scores and answers are shuffled. Validation and test labels stay true.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class RandomLabels(Wrapper):
             return values[torch.randperm(len(values), generator=rng).numpy()]
 
         labels = shuffled(data.labels)
-        if data.labels.dtype.kind != "f":
+        if data.labels.dtype.kind in "iu":
             for true in np.unique(data.labels):
                 rows = data.labels == true
                 labels[rows] = shuffled(dealt(data.labels, int(rows.sum())))
