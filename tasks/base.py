@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,31 +28,77 @@ class TaskInfo:
     modality: str  # text | image
     fields: tuple[str, ...]  # input columns, in the order in which they are read
     labels: tuple[str, ...]
-    metrics: tuple[str, ...]  # names known to tasks.metrics
+    metrics: tuple[str, ...]  # names known to tasks.metrics, or for generation to workflow.evaluate
     primary: str  # the metric of the tables
     max_length: int  # tokens, the default of the recipe's max_length
     title: str
     chance: float | None = None  # value of the primary metric by chance
     demo: bool = False
+    select: str | None = None  # metric that chooses on validation data, if not the primary one
+    group: str = ""  # the group of a suite's tasks that it belongs to (VTAB-1k: natural, specialized, structured)
+    parts: tuple[str, ...] = ()  # parts of the test split that are scored apart, `accuracy/<part>`
+    headline: str = "mean"  # the plain metric of a task with parts: the mean over them, or the name of one
+    contaminated: tuple[str, ...] = ()  # parts whose test questions occur in training data: left out of the mean
+    learn: str = "completion"  # generation: the loss is on the `completion`, or on `all` tokens
+    new_tokens: int = 0  # generation: tokens of an answer at most
+    total_tokens: int | None = None  # generation: tokens of prompt and answer at most
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # images, in 0 to 1: what is taken off each channel
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # images: by what each channel is then divided
+    resample: str = "bicubic"  # images: how they are brought to the square that the network wants
+
+
+class Images:
+    """Images that are read when they are asked for, because a test set of them does not fit into memory."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Images:
+        """The images at these positions, in this order, still unread."""
+        raise NotImplementedError
+
+    def read(self, row: int) -> np.ndarray:
+        """One image, uint8 (H, W, 3), as it is stored: images may differ in size."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """sha256 (hex) over the content of all images, in order."""
+        raise NotImplementedError
 
 
 @dataclass
 class Split:
-    """n examples: `inputs` (texts: n tuples in the order of TaskInfo.fields; images: uint8 (n, H, W, 3)),
-    `labels` (n,) and `ids` (n,), the data set's own row ids."""
+    """n examples.
 
-    inputs: list[tuple[str, ...]] | np.ndarray
+    inputs: texts, n tuples in the order of TaskInfo.fields (generation: n 1-tuples with the whole prompt); or images,
+    an array (n, H, W, 3) of uint8 or an `Images` that reads them when they are asked for. labels: (n,) class ids,
+    scores, or for generation the texts to be learned after the prompt (dtype object). ids: (n,) the data set's own
+    row ids. Generation only: answers, (n,) strings in the form that `Suite.extract` gives; choices, n tuples of
+    completions whose likelihoods are compared, in which the right one is among the row's own `labels`.
+    parts: (n,) names from TaskInfo.parts, where the split has parts.
+    """
+
+    inputs: list[tuple[str, ...]] | np.ndarray | Images
     labels: np.ndarray
     ids: np.ndarray
+    answers: np.ndarray | None = None
+    choices: list[tuple[str, ...]] | None = None
+    parts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Split:
         """The examples at these positions, in this order."""
-        images = isinstance(self.inputs, np.ndarray)
-        inputs = self.inputs[rows] if images else [self.inputs[row] for row in rows]
-        return Split(inputs, self.labels[rows], self.ids[rows])
+
+        def pick(values):
+            if values is None:
+                return None
+            if isinstance(values, Images):
+                return values.take(rows)
+            return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+
+        return Split(*(pick(getattr(self, field.name)) for field in fields(self)))
 
 
 @dataclass
@@ -96,11 +142,16 @@ class Option:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named way of using a suite. Bump `version` with any change that could move a number."""
+    """A named way of using a suite. Bump `version` with any change that could move a number.
+
+    report: whether the number of the tables is that of the checkpoint `selected` on validation data or of the `last`.
+    """
 
     name: str
     version: int
     options: Mapping[str, Option]
+    report: str = "selected"
+    text: str = ""  # what docs/protocols.md says of it: splits, prompt, selection, scoring, and what it departs from
 
 
 class Suite:
@@ -142,6 +193,22 @@ class Suite:
         """The suite's own defaults for how a cell on this task is trained."""
         self.info(task)
         return {}
+
+    def facts(self, task: str, protocol: Mapping[str, Any]) -> TaskInfo:
+        """The facts of a task under a resolved protocol, which may change metrics, loss and lengths."""
+        return self.info(task)
+
+    def reported(self, protocol: Mapping[str, Any]) -> str:
+        """`selected` or `last`: the checkpoint whose number the tables show."""
+        return next(p.report for p in self.protocols if p.name == protocol["name"])
+
+    def extract(self, task: str, protocol: Mapping[str, Any], text: str) -> dict[str, str]:
+        """Generation: the answers found in a generated text, by rule: `strict`, and `flexible` if there is one.
+
+        An answer is in the one form that `Split.answers` has too, so that equal answers are equal strings; "" where
+        none is found.
+        """
+        raise NotImplementedError
 
     def load(self, task: str, protocol: Mapping[str, Any], data_root: Path | None) -> TaskData:
         """The data of a task under a resolved protocol.
@@ -278,8 +345,15 @@ def fingerprint(*splits: Split) -> str:
     digest = hashlib.sha256()
     for split in splits:
         digest.update(json.dumps([split.ids.tolist(), split.labels.tolist()]).encode())
-        if isinstance(split.inputs, np.ndarray):
+        if isinstance(split.inputs, Images):
+            digest.update(split.inputs.digest().encode())
+        elif isinstance(split.inputs, np.ndarray):
             digest.update(f"{split.inputs.dtype} {split.inputs.shape}".encode() + split.inputs.tobytes())
         else:
             digest.update(json.dumps(split.inputs).encode())
+        for extra in (split.answers, split.parts):
+            if extra is not None:
+                digest.update(json.dumps(extra.tolist()).encode())
+        if split.choices is not None:
+            digest.update(json.dumps(split.choices).encode())
     return digest.hexdigest()
