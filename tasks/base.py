@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -154,6 +154,17 @@ class Protocol:
     text: str = ""  # what docs/protocols.md says of it: splits, prompt, selection, scoring, and what it departs from
 
 
+class Source(NamedTuple):
+    """A data set on the hub, as `snakemake fetch` downloads it: whole splits, or for a repository of files the `files`
+    (patterns such as `ft-training_set/*.json`)."""
+
+    hub_id: str
+    config: str | None
+    revision: str
+    splits: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
 class Suite:
     """One benchmark. Subclasses declare the class attributes and write `load`."""
 
@@ -209,6 +220,10 @@ class Suite:
         none is found.
         """
         raise NotImplementedError
+
+    def sources(self, task: str, protocol: Mapping[str, Any]) -> list[Source]:
+        """What `load` reads from the hub where there is no data root, under a resolved protocol; mostly nothing."""
+        return []
 
     def load(self, task: str, protocol: Mapping[str, Any], data_root: Path | None) -> TaskData:
         """The data of a task under a resolved protocol.
