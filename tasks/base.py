@@ -35,6 +35,7 @@ class TaskInfo:
     chance: float | None = None  # value of the primary metric by chance
     demo: bool = False
     select: str | None = None  # metric that chooses on validation data, if not the primary one
+    ranked: bool = True  # whether it counts in averages over the suite's tasks
     group: str = ""  # the group of a suite's tasks that it belongs to (VTAB-1k: natural, specialized, structured)
     parts: tuple[str, ...] = ()  # parts of the test split that are scored apart, `accuracy/<part>`
     headline: str = "mean"  # the plain metric of a task with parts: the mean over them, or the name of one
@@ -208,6 +209,13 @@ class Suite:
     def facts(self, task: str, protocol: Mapping[str, Any]) -> TaskInfo:
         """The facts of a task under a resolved protocol, which may change metrics, loss and lengths."""
         return self.info(task)
+
+    def start(self, task: str, protocol: Mapping[str, Any]) -> str | None:
+        """The task from whose trained method a cell on this one continues under a resolved protocol, or None.
+
+        The cell of that task has the same method, settings, model, protocol and seed; its head is not taken over.
+        """
+        return None
 
     def reported(self, protocol: Mapping[str, Any]) -> str:
         """`selected` or `last`: the checkpoint whose number the tables show."""

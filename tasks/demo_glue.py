@@ -7,6 +7,7 @@ methods differ. Test sentences use combinations of subject and verb that train d
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,26 @@ from tasks._demo_glue import acceptability, entailment
 from tasks._demo_glue.lexicon import Draw
 from tasks.base import Option, Protocol, Split, Suite, TaskData, TaskInfo
 
-
-def _task(name: str, title: str, fields: tuple[str, ...], labels, metrics: tuple[str, ...], chance: float) -> TaskInfo:
-    return TaskInfo(
-        suite="demo_glue",
-        name=name,
-        kind="classification",
-        modality="text",
-        fields=fields,
-        labels=labels,
-        metrics=metrics,
-        primary=metrics[0],
-        max_length=48,
-        title=title,
-        chance=chance,
-        demo=True,
-    )
-
-
+_task = partial(TaskInfo, "demo_glue", kind="classification", modality="text", max_length=48, demo=True)
 TASKS = (
-    _task("acceptability", "Acceptability (demo)", ("sentence",), acceptability.LABELS, ("matthews", "accuracy"), 0.0),
-    _task("entailment", "Entailment (demo)", ("premise", "hypothesis"), entailment.LABELS, ("accuracy",), 0.5),
+    _task(
+        "acceptability",
+        fields=("sentence",),
+        labels=acceptability.LABELS,
+        metrics=("matthews", "accuracy"),
+        primary="matthews",
+        title="Acceptability (demo)",
+        chance=0.0,
+    ),
+    _task(
+        "entailment",
+        fields=("premise", "hypothesis"),
+        labels=entailment.LABELS,
+        metrics=("accuracy",),
+        primary="accuracy",
+        title="Entailment (demo)",
+        chance=0.5,
+    ),
 )
 # task -> example(draw, positive, test): a text whose label is the positive one (its id, or the other) or not
 GENERATORS: dict[str, tuple[Callable[[Draw, bool, bool], tuple[str, ...]], int]] = {
