@@ -255,6 +255,7 @@ class HubData:
 
     hub_id: str
     revision: str
+    config: str | None = None  # of the data set on the hub; None: the task's name
 
     def source(self, data_root: Path | None) -> str:
         return f"{self.hub_id}@{self.revision}" if data_root is None else str(data_root)
@@ -293,7 +294,7 @@ class HubData:
         from datasets import load_dataset
 
         try:
-            dataset = load_dataset(self.hub_id, info.name, split=split, revision=self.revision)
+            dataset = load_dataset(self.hub_id, self.config or info.name, split=split, revision=self.revision)
         except Exception as error:  # the hub's client raises a dozen kinds of exception: offline, refused, not found, …
             reason = (str(error).splitlines() or [""])[0]
             raise AtlasError(
