@@ -488,11 +488,14 @@ class Backbone:
         batch = self._with_slots(batch)
         if self.kind == "encoder_decoder":
             return self._encode_decode(batch)
-        out = self.model(**self._arguments(batch))
+        arguments, labels = self._arguments(batch), batch.labels
+        if self.head is None and labels is not None and batch.learned_from:
+            scored = labels.shape[1] - batch.learned_from
+            arguments["logits_to_keep"], labels = scored, labels[:, -scored:]
+        out = self.model(**arguments)
         if self.head is not None:
             return self._classify(out)
-        logits, labels = out.logits, batch.labels
-        return Outputs(logits, None, out.get("past_key_values"), labels)
+        return Outputs(out.logits, None, out.get("past_key_values"), labels)
 
     def _classify(self, out) -> Outputs:
         hidden = out.last_hidden_state
@@ -537,7 +540,8 @@ class Backbone:
         if labels is not None and labels.dim() == 2 and self.kind == "decoder":
             labels = moved(labels, -100)
         prompt = None if batch.prompt_length is None else batch.prompt_length + count
-        batch = replace(batch, inputs=inputs, labels=labels, prompt_length=prompt)
+        learned_from = batch.learned_from and batch.learned_from + count
+        batch = replace(batch, inputs=inputs, labels=labels, prompt_length=prompt, learned_from=learned_from)
         self.state.batch, self.state.mask, self.state.slots = batch, inputs["attention_mask"].bool(), slots
         self.state.prompt_length = prompt
         return batch
@@ -600,7 +604,7 @@ class Backbone:
                 grown = replace(batch, inputs=inputs, labels=None)
                 self.state = ForwardState(grown, grown.mask, None, "prefill", batch.prompt_length)
                 grown = self._with_slots(grown)
-                arguments = self._arguments(grown) | {"use_cache": cached}
+                arguments = self._arguments(grown) | {"use_cache": cached, "logits_to_keep": 1}
                 out = self.model(**arguments)
                 full_mask = self.state.mask.long()
             cache = out.past_key_values if cached else None

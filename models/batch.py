@@ -17,7 +17,8 @@ class Batch:
     `pixel_values` (B, C, H, W). labels: (B,) classes or scores, or (B, L) token ids with -100 where nothing is
     learned. tokens, padded: real tokens (pixels: images) and tensor places, counted on the host.
     unpadded and left_padded are known on the host too, so that nothing waits for the device.
-    prompt_length: (B,) real tokens before a completion, where there is one.
+    prompt_length: (B,) real tokens before a completion, where there is one. learned_from: no place before this one
+    has a label in any row, so that a decoder need not score them.
     """
 
     inputs: dict[str, Tensor]
@@ -27,6 +28,7 @@ class Batch:
     unpadded: bool = False
     left_padded: bool = False
     prompt_length: Tensor | None = None
+    learned_from: int = 0
     rows: Any = None
 
     def __len__(self) -> int:
@@ -71,7 +73,8 @@ class Batch:
 class Outputs:
     """logits: (B, classes), or (B, L, vocabulary) with a decoder's prompt slots among L; hidden: last state (B, L, d).
 
-    labels: the batch's, with -100 at prompt slots.
+    labels: the batch's, with -100 at prompt slots. Where nothing is learned before some place of a decoder's batch
+    (`Batch.learned_from`), logits and labels are those from that place on.
     """
 
     logits: Tensor

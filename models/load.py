@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from models import gguf
 from models.architectures import ARCHITECTURES
 from models.backbone import Backbone
 from models.entries import ModelEntry
@@ -21,16 +22,13 @@ Weights = Literal["pretrained", "random", "meta"]
 
 
 def folder(entry: ModelEntry) -> Path | str:
-    """Where the weights are: a local folder, or the hub id. A missing package or folder is one clear error."""
+    """Where the weights are: a local folder, or the hub id. A missing package or folder is one clear error.
+
+    A GGUF file is converted once, and the folder with the converted weights is in the cache.
+    """
     if entry.source == "package":
-        package, _, inside = entry.location.partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None:
-            pip = package.replace("_", "-")
-            raise AtlasError(
-                f"model '{entry.name}' needs the package {pip}", mend=f"pip install {pip}=={entry.revision}"
-            )
-        return Path(spec.origin).parent / inside
+        path = packaged(entry)
+        return gguf.converted(path) if path.suffix == ".gguf" else path
     if entry.source in ("local", "project"):
         path = Path(__file__).parent / entry.location if entry.source == "project" else Path(entry.location)
         if not path.is_dir():
@@ -39,6 +37,15 @@ def folder(entry: ModelEntry) -> Path | str:
             )
         return path
     return entry.location
+
+
+def packaged(entry: ModelEntry) -> Path:
+    package, _, inside = entry.location.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pip = package.replace("_", "-")
+        raise AtlasError(f"model '{entry.name}' needs the package {pip}", mend=f"pip install {pip}=={entry.revision}")
+    return Path(spec.origin).parent / inside
 
 
 def configuration(entry: ModelEntry):
@@ -166,13 +173,15 @@ def _dropout(config) -> float:
 
 def fingerprint(entry: ModelEntry) -> str:
     """sha256 over the weight files of a local source; for the hub the pinned commit; for random ones the config."""
-    where = folder(entry) if entry.source != "random" else None
+    if entry.source == "hub":
+        return entry.revision
+    if entry.source == "random":
+        return hashlib.sha256(entry.identity.encode()).hexdigest()[:16]
+    if entry.location.endswith(".gguf"):
+        return gguf.sha256(packaged(entry))[:16]
     digest = hashlib.sha256()
-    if isinstance(where, Path):
-        for path in sorted(where.glob("*.safetensors")):
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
-        return digest.hexdigest()[:16]
-    digest.update(entry.identity.encode())
-    return entry.revision if entry.source == "hub" else digest.hexdigest()[:16]
+    for path in sorted(folder(entry).glob("*.safetensors")):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]

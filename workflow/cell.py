@@ -165,12 +165,12 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
 
     from models import load as loading
     from workflow import measure
-    from workflow.evaluate import predict, scores
+    from workflow.evaluate import Scorer
     from workflow.train import Training
 
     cell, recipe = run.cell, run.cell.recipe
     suite = registry.suites()[cell.suite]
-    info, entry = suite.info(cell.task), model_entry(cell.model)
+    info, entry = suite.facts(cell.task, cell.protocol), model_entry(cell.model)
     method = _method(cell, grid)
     memory = measure.Memory(device)
     run.figures["memory"] = memory.figures
@@ -180,6 +180,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     with run.timed("load"), memory.phase("load"):
         dtype = getattr(torch, recipe["dtype"])
         seed = _named_seed(cell.seed, "head")
+        _check_modality(entry, info)
         backbone = loading.load(entry, info.kind, len(info.labels), device=device, dtype=dtype, seed=seed)
         backbone.restorable = False
     run.figures["sources"] = {
@@ -189,13 +190,16 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     if reason := method.supports(backbone.shape, info):
         raise Unusable(reason)
     with run.timed("data"):
-        encoded = {name: _encode(info, getattr(data, name), backbone, recipe) for name in ("validation", "test")}
+        encoded = {
+            name: _encode(info, getattr(data, name), backbone, recipe, "completion") for name in ("validation", "test")
+        }
+    scorer = Scorer(suite, info, cell.protocol, backbone, method)
     training = Training(
         backbone,
         method,
         recipe,
         encoded["validation"],
-        lambda split: scores(info, predict(backbone, method, split, info), split.labels)[info.primary]["value"],
+        scorer.select,
         cell.seed,
         checkpoint=root / cell.state_dir / "checkpoint.pt",
         checkpoint_seconds=float(os.environ.get("ATLAS_CHECKPOINT_SECONDS", 120)),
@@ -203,7 +207,10 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         progress=_progress(cell),
     )
     with run.timed("data"):
-        training.splits["train"] = _encode(info, method.training_data(data.train, training), backbone, recipe)
+        train = method.training_data(data.train, training)
+        training.splits["train"] = encoded["train"] = _encode(info, train, backbone, recipe, info.learn)
+    run.figures["data"] = {name: len(part) for name, part in encoded.items()}
+    run.figures["data"]["cut"] = {name: part.cut for name, part in encoded.items() if part.cut}
     with memory.phase("attach"):
         _attach(run, method, backbone, training)
     run.figures["parameters"] = counts = _counts(method, backbone)
@@ -215,27 +222,38 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         with memory.phase("train"):
             training.run()
     finally:
-        _note_training(run, training, counts, time.perf_counter() - start)
+        _note_training(run, training, counts, time.perf_counter() - start, scorer.selection)
     with run.timed("test"), memory.phase("inference"):
         method.prepare_inference()
-        last = predict(backbone, method, encoded["test"], info)
-        selected = last
+        last = selected = scorer.predict(data.test, encoded["test"])
         if training.best is not None and training.log.best_step != training.log.steps:
+            ended = training.weights()
             training.load_weights(training.best)
-            selected = predict(backbone, method, encoded["test"], info)
-        references = encoded["test"].labels
+            selected = scorer.predict(data.test, encoded["test"])
+            if suite.reported(cell.protocol) == "last":
+                training.load_weights(ended)
         run.figures["metrics"] = {
             "primary": info.primary,
-            "rule": "last" if training.best is None else "selected",
-            "selected": scores(info, selected, references),
-            "last": scores(info, last, references),
+            "rule": "last" if training.best is None else suite.reported(cell.protocol),
+            "select": scorer.selection,
+            "selected": scorer.scores(data.test, selected),
+            "last": scorer.scores(data.test, last),
             "selected_step": max(0, training.log.best_step),
         }
     with run.timed("save"):
         _note_stored(counts, method, backbone, measure)
-        _save_predictions(out, data.test.ids, references, selected, last)
+        _save_predictions(out, data.test, selected, last)
     with run.timed("measure"):
         _measure_inference(run, grid, method, backbone, encoded["test"])
+
+
+def _check_modality(entry, info) -> None:
+    """A model reads texts or images, not both."""
+    reads = "image" if entry.kind == "vision" else "text"
+    if reads != info.modality:
+        raise Unusable(f"{entry.name} reads {reads}s, and {info.suite}/{info.name} gives {info.modality}s")
+    if info.kind == "generation" and entry.kind not in ("decoder", "encoder_decoder"):
+        raise Unusable(f"{entry.name} cannot generate: it is of kind {entry.kind}")
 
 
 def _method(cell: Cell, grid: Grid):
@@ -252,14 +270,10 @@ def _named_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
 
 
-def _encode(info, split, backbone, recipe: dict):
-    from workflow import data
+def _encode(info, split, backbone, recipe: dict, learn: str):
+    from workflow import encode
 
-    if info.modality != "text" or info.kind == "generation":
-        raise Unusable(f"{info.suite}/{info.name}: {info.kind} on {info.modality} is not there yet")
-    limit = min(recipe["max_length"] or info.max_length, backbone.shape.tokens or 1 << 30)
-    segments = backbone.shape.kind == "encoder"
-    return data.encode_text(split.inputs, np.asarray(split.labels), backbone.tokenizer, limit, segments)
+    return encode.encode(info, split, backbone, recipe["max_length"], learn)
 
 
 def _attach(run: Run, method, backbone, training) -> None:
@@ -287,7 +301,7 @@ def _range(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _note_training(run: Run, training, counts: dict, wall: float) -> None:
+def _note_training(run: Run, training, counts: dict, wall: float, selection: str) -> None:
     from workflow.measure import step_times
 
     log = training.log
@@ -296,7 +310,9 @@ def _note_training(run: Run, training, counts: dict, wall: float) -> None:
     run.time["train"] = seconds
     if seconds:
         run.time |= {"examples_per_s": log.examples / seconds, "tokens_per_s": log.tokens / seconds}
-    run.figures["curves"] = {"train_loss": log.train_loss, "validation": log.validation}
+    sign = -1 if selection == "nll" else 1  # what selects is larger when better; the curve shows the metric itself
+    curve = [[step, sign * value] for step, value in log.validation]
+    run.figures["curves"] = {"train_loss": log.train_loss, "validation": curve}
     size = training.recipe["batch_size"]
     run.figures["training"] = {
         "steps": log.steps,
@@ -329,16 +345,27 @@ def _note_stored(counts: dict, method, backbone, measure) -> None:
         counts["head_bytes"] = measure.stored_bytes(backbone.head.state_dict())
 
 
-def _save_predictions(out: Path, ids, references, selected, last) -> None:
+def _save_predictions(out: Path, test, selected, last) -> None:
+    """One row a test example. Texts, answers, losses and scores are those of the selected checkpoint."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = {
-        "id": pa.array(ids),
-        "reference": pa.array(references),
+        "id": pa.array(test.ids),
+        "reference": pa.array(selected.reference),
         "prediction_selected": pa.array(selected.predicted),
         "prediction_last": pa.array(last.predicted),
     }
+    if test.parts is not None:
+        columns["part"] = pa.array(test.parts)
+    columns |= {f"answer_{rule}": pa.array(answers) for rule, answers in selected.answers.items()}
+    if selected.texts is not None:
+        columns["text"] = pa.array(selected.texts)
+    if selected.chosen is not None:
+        columns["chosen"] = pa.array(selected.chosen)
+    if selected.losses is not None:
+        columns["nats"] = pa.array(selected.losses[:, 0].astype(np.float32))
+        columns["tokens"] = pa.array(selected.losses[:, 1].astype(np.int32))
     if selected.scores is not None:
         for k in range(selected.scores.shape[1]):
             columns[f"score_{k}"] = pa.array(selected.scores[:, k].astype(np.float32))

@@ -1,11 +1,12 @@
-"""From a task's examples to batches: tokenised once, bucketed by length, the same order for the same seed."""
+"""Encoded examples and their batches: bucketed by length, the same order for the same seed."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +17,75 @@ POOL = 50  # batches that are sorted by length together
 IGNORED = -100
 
 
+class Ragged:
+    """n rows of integers of different lengths in one flat array, which may lie in a memory-mapped file."""
+
+    def __init__(self, values: np.ndarray, offsets: np.ndarray):
+        self.values, self.offsets = values, offsets
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int] | np.ndarray]) -> Ragged:
+        """From n sequences of integers."""
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        values = np.concatenate([np.asarray(row, np.int64) for row in rows]) if len(rows) else np.empty(0, np.int64)
+        return cls(values, offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Ragged:
+        """A copy of these rows, in this order."""
+        return Ragged.of([self[row] for row in rows])
+
+    def padded(self, rows: Sequence[int] | np.ndarray, length: int, filler: int, left: bool) -> np.ndarray:
+        """(len(rows), length) int64, filled up on the left or right."""
+        out = np.full((len(rows), length), filler, np.int64)
+        for i, row in enumerate(rows):
+            value = self[row]
+            if left:
+                out[i, length - len(value) :] = value
+            else:
+                out[i, : len(value)] = value
+        return out
+
+
 @dataclass
 class Encoded:
-    """n examples, ready to be put into batches.
+    """n examples, ready to be put into batches. Lists of arrays are made into `Ragged`.
 
-    ids: n arrays of token ids (or None); types: n arrays of segment ids, if the tokenizer makes them; pixels:
-    float (n, C, H, W); labels: (n,), or n arrays of token labels with -100 where nothing is learned; prompt:
-    (n,) tokens before a completion, if any.
+    ids: token ids (or None); types: segment ids, if the tokenizer makes them; pixels: float (n, C, H, W), or
+    anything that gives such an array for rows; labels: (n,), or token labels with -100 where nothing is learned (a
+    decoder's are the next tokens, as long as the ids; `targets`: texts of their own, for an encoder-decoder).
+    prompt: (n,) tokens before a completion, if any. first: (n,) place of the first learned token, if known: scores
+    before it are not computed. cut: number of examples that were longer than allowed.
     """
 
-    labels: np.ndarray | list[np.ndarray]
-    ids: list[np.ndarray] | None = None
-    types: list[np.ndarray] | None = None
-    pixels: np.ndarray | None = None
+    labels: np.ndarray | Ragged | list[np.ndarray]
+    ids: Ragged | list[np.ndarray] | None = None
+    types: Ragged | list[np.ndarray] | None = None
+    pixels: Any = None
     prompt: np.ndarray | None = None
     pad: int = 0
     pad_left: bool = False
+    targets: bool = False
+    first: np.ndarray | None = None
+    cut: int = 0
+
+    def __post_init__(self):
+        for name in ("labels", "ids", "types"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, Ragged.of(getattr(self, name)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,77 +93,52 @@ class Encoded:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example (1 for an image)."""
-        return np.ones(len(self), int) if self.ids is None else np.array([len(row) for row in self.ids])
+        return np.ones(len(self), int) if self.ids is None else self.ids.lengths
 
-    def take(self, rows: Sequence[int]) -> Encoded:
+    def take(self, rows: Sequence[int] | np.ndarray) -> Encoded:
         def pick(x):
-            return None if x is None else x[rows] if isinstance(x, np.ndarray) else [x[row] for row in rows]
+            return x if x is None else x[rows] if isinstance(x, np.ndarray) else x.take(rows)
 
-        return Encoded(
-            pick(self.labels),
-            pick(self.ids),
-            pick(self.types),
-            pick(self.pixels),
-            pick(self.prompt),
-            self.pad,
-            self.pad_left,
-        )
+        columns = ("labels", "ids", "types", "pixels", "prompt", "first")
+        return replace(self, **{name: pick(getattr(self, name)) for name in columns})
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The examples at these positions, padded to the longest of them."""
         if self.ids is None:
             pixels = torch.from_numpy(self.pixels[rows])
             return Batch({"pixel_values": pixels}, self._labels(rows, 0), len(rows), len(rows), True, rows=rows)
-        lengths = [len(self.ids[row]) for row in rows]
-        longest, shortest = max(lengths), min(lengths)
-        inputs = {"input_ids": torch.from_numpy(self._pad(self.ids, rows, longest, self.pad))}
+        lengths = self.lengths[rows]
+        longest, shortest = int(lengths.max()), int(lengths.min())
+        inputs = {"input_ids": torch.from_numpy(self.ids.padded(rows, longest, self.pad, self.pad_left))}
         place = np.arange(longest)[None]
-        length = np.array(lengths)[:, None]
+        length = lengths[:, None]
         mask = place >= longest - length if self.pad_left else place < length
         inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
         if self.types is not None:
-            inputs["token_type_ids"] = torch.from_numpy(self._pad(self.types, rows, longest, 0))
-        prompt = None if self.prompt is None else torch.from_numpy(self.prompt[rows])
+            inputs["token_type_ids"] = torch.from_numpy(self.types.padded(rows, longest, 0, self.pad_left))
         return Batch(
             inputs,
             self._labels(rows, longest),
-            tokens=sum(lengths),
+            tokens=int(lengths.sum()),
             padded=longest * len(lengths),
             unpadded=shortest == longest,
             left_padded=self.pad_left and shortest < longest,
-            prompt_length=prompt,
+            prompt_length=None if self.prompt is None else torch.from_numpy(self.prompt[rows]),
+            learned_from=self._first(rows, lengths, longest),
             rows=rows,
         )
 
     def _labels(self, rows, longest: int) -> torch.Tensor:
         if isinstance(self.labels, np.ndarray):
             return torch.from_numpy(self.labels[rows])
-        return torch.from_numpy(self._pad(self.labels, rows, longest, IGNORED))
+        if self.targets:
+            return torch.from_numpy(self.labels.padded(rows, int(self.labels.lengths[rows].max()), IGNORED, False))
+        return torch.from_numpy(self.labels.padded(rows, longest, IGNORED, self.pad_left))
 
-    def _pad(self, values: list[np.ndarray], rows, longest: int, filler: int) -> np.ndarray:
-        out = np.full((len(rows), longest), filler, np.int64)
-        for i, row in enumerate(rows):
-            value = values[row]
-            if self.pad_left:
-                out[i, longest - len(value) :] = value
-            else:
-                out[i, : len(value)] = value
-        return out
-
-
-def encode_text(
-    inputs: Sequence[tuple[str, ...]], labels: np.ndarray, tokenizer, max_length: int, segments: bool = True
-) -> Encoded:
-    """Classification or regression on one text or a pair of texts; `segments` where the network tells them apart."""
-    columns = [list(column) for column in zip(*inputs, strict=True)]
-    found = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
-    ids = [np.array(row, np.int64) for row in found["input_ids"]]
-    types = (
-        [np.array(row, np.int64) for row in found["token_type_ids"]] if segments and "token_type_ids" in found else None
-    )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    values = labels.astype(np.float32) if labels.dtype.kind == "f" else labels.astype(np.int64)
-    return Encoded(values, ids, types, pad=pad)
+    def _first(self, rows, lengths: np.ndarray, longest: int) -> int:
+        if self.first is None:
+            return 0
+        return int((self.first[rows] + (longest - lengths if self.pad_left else 0)).min())
 
 
 def epoch_batches(lengths: np.ndarray, size: int, seed: int, epoch: int) -> list[np.ndarray]:

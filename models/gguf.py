@@ -1,0 +1,48 @@
+"""GGUF files (quantised weights with their tokenizer) as safetensors that any job can load quickly."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from functools import cache as once
+from pathlib import Path
+
+from workflow import cache
+
+VERSION = 1  # of the conversion: another one makes other folders
+CHUNK = 1 << 22
+
+
+def converted(path: Path) -> Path:
+    """The folder with the dequantised weights (float32) and the tokenizer of a GGUF file, made once and cached."""
+    return cache.made(f"models/{path.stem}-{sha256(path)[:16]}-v{VERSION}", lambda made: _convert(path, made))
+
+
+@once
+def sha256(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _convert(path: Path, made: Path) -> None:
+    """Quietly: its progress bar listens to no setting."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    config = model.config
+    vars(config).pop("quantization_config", None)
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(made)
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(made)
