@@ -14,7 +14,8 @@ class Cell:
     """(suite, task, model, method, settings, recipe, seed) with the versions that its number depends on.
 
     settings and recipe are complete, ready for JSON; plugin is the digest of the method's code. Label and division
-    say how tables name and group the cell; they are no part of its identity.
+    say how tables name and group the cell; they are no part of its identity. start is the config key of the cell
+    whose trained method this one continues from, with the same seed.
     """
 
     suite: str
@@ -31,6 +32,7 @@ class Cell:
     plugin: str
     building_blocks: int
     training_loop: int
+    start: str | None = None
 
     def __hash__(self) -> int:
         return hash((self.config_key, self.seed))
@@ -50,7 +52,7 @@ class Cell:
             "plugin": self.plugin,
             "building_blocks": self.building_blocks,
             "training_loop": self.training_loop,
-        }
+        } | ({"start": self.start} if self.start else {})
         return hashlib.sha256(_canonical(identity).encode()).hexdigest()
 
     @property
@@ -62,6 +64,16 @@ class Cell:
     def key(self) -> str:
         """16 hex digits for the same and the seed."""
         return hashlib.sha256(f"{self._digest}/{self.seed}".encode()).hexdigest()[:16]
+
+    @property
+    def grid_key(self) -> str:
+        """The key by which a grid knows the cell, CONFIG_KEY/SEED."""
+        return f"{self.config_key}/{self.seed}"
+
+    @property
+    def start_key(self) -> str | None:
+        """The grid's key of the cell that this one continues from."""
+        return f"{self.start}/{self.seed}" if self.start else None
 
     def with_seed(self, seed: int) -> Cell:
         """The same configuration with another seed; its digest is not taken again."""
@@ -85,11 +97,14 @@ class Cell:
         return Path("results/state", self.key)
 
     def to_json(self) -> dict:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Every field; `start` only where there is one."""
+        document = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in document.items() if (name, value) != ("start", None)}
 
     @classmethod
     def from_json(cls, document: dict) -> Cell:
-        return cls(**{field.name: document[field.name] for field in fields(cls)})
+        known = {field.name: document[field.name] for field in fields(cls) if field.name != "start"}
+        return cls(**known, start=document.get("start"))
 
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode

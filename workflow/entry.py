@@ -38,6 +38,11 @@ def needs(grid: Grid) -> dict[str, dict[str, int]]:
     return {cell.config_key: by_model[cell.model] for cell in grid.cells}
 
 
+def starts(grid: Grid) -> dict[tuple[str, str], str]:
+    """The result that a cell's job waits for, by the cell's config key and seed, for cells that have one."""
+    return {(cell.config_key, str(cell.seed)): str(grid.cell(cell.start_key).path) for cell in grid.cells if cell.start}
+
+
 def command(*words: object) -> str:
     """Words quoted for the shell, and for Snakemake, which fills in braces."""
     return shlex.join(map(str, words)).replace("{", "{{").replace("}", "}}")

@@ -62,7 +62,7 @@ class Grid:
 
     @cached_property
     def _by_key(self) -> dict[str, Cell]:
-        return {f"{cell.config_key}/{cell.seed}": cell for cell in self.cells}
+        return {cell.grid_key: cell for cell in self.cells}
 
     def cell(self, key: str) -> Cell:
         """The cell with this key, written CONFIG_KEY/SEED (`1a2b3c4d/0`)."""
@@ -109,6 +109,7 @@ class _Expansion:
         self.suites = registry.suites(root)
         self.models = registry.models(root)
         self.broken: dict[str, MethodInfo] = {}
+        self.defaults: dict[tuple[str, str], tuple[dict, dict]] = {}
 
     def grid(self) -> Grid:
         document = self.document
@@ -184,6 +185,13 @@ class _Expansion:
         except AtlasError as problem:
             key = problem.key or join("protocol", suite)
             raise self._error(problem.message, key, problem.mend or "see the suite's file") from problem
+
+    def _defaults(self, suite: str, task: str) -> tuple[dict, dict]:
+        """The resolved protocol of a task, and its recipe before method and grid change it."""
+        if (suite, task) not in self.defaults:
+            recipe = self._recipe(self.suites[suite].recipe(task), f"recipe of suite '{suite}'")
+            self.defaults[suite, task] = self._protocol(suite, task), BASE_RECIPE | recipe
+        return self.defaults[suite, task]
 
     # -- method entries
 
@@ -281,39 +289,55 @@ class _Expansion:
     # -- cells
 
     def _cells(self, entries: list[_Entry]) -> Iterator[Cell]:
-        """Cells by task, then model, then method, then seed: neighbours share data and backbone."""
-        grid_recipe = self._recipe(self.document.get("recipe", {}), "recipe")
-        method_recipes = {e.info.name: self._recipe(e.info.recipe, "recipe", e.info.path) for e in entries}
+        """Cells by task, then model, then method, then seed: neighbours share data and backbone.
+
+        The cells that others continue from come first, whether or not the grid names their task.
+        """
+        self.grid_recipe = self._recipe(self.document.get("recipe", {}), "recipe")
+        self.method_recipes = {e.info.name: self._recipe(e.info.recipe, "recipe", e.info.path) for e in entries}
         tasks = dict.fromkeys(itertools.chain(self.tasks, *(entry.tasks for entry in entries)))
         models = dict.fromkeys(itertools.chain(self.grid_models, *(entry.models for entry in entries)))
-        for suite, task in tasks:
-            protocol = self._protocol(suite, task)
-            task_recipe = BASE_RECIPE | self._recipe(self.suites[suite].recipe(task), f"recipe of suite '{suite}'")
-            for model, entry in itertools.product(models, entries):
-                if model not in entry.models or (suite, task) not in entry.tasks:
-                    continue
-                new_settings, new_recipe = self._overridden(entry, suite, task, model)
-                chosen = entry.settings
-                if new_settings:
-                    chosen = self._settings(entry.info, entry.settings | new_settings, entry.key)
-                cell = Cell(
-                    suite=suite,
-                    task=task,
-                    model=model,
-                    method=entry.info.name,
-                    label=entry.label,
-                    division=entry.division,
-                    settings=chosen,
-                    recipe=task_recipe | method_recipes[entry.info.name] | grid_recipe | entry.recipe | new_recipe,
-                    seed=entry.seeds[0],
-                    protocol=protocol,
-                    model_revision=self.models[model].identity,
-                    plugin=self._plugin(entry.info, chosen),
-                    building_blocks=versions.BUILDING_BLOCKS,
-                    training_loop=versions.TRAINING_LOOP,
-                )
-                for seed in entry.seeds:
-                    yield cell.with_seed(seed)
+        for (suite, task), model, entry in itertools.product(tasks, models, entries):
+            if model not in entry.models or (suite, task) not in entry.tasks:
+                continue
+            cell = self._cell(entry, suite, task, model)
+            if start := self._start(entry, cell):
+                yield from map(start.with_seed, entry.seeds)
+                cell = replace(cell, start=start.config_key)
+            yield from map(cell.with_seed, entry.seeds)
+
+    def _cell(self, entry: _Entry, suite: str, task: str, model: str) -> Cell:
+        """The cell of an entry on a task and model, with its first seed."""
+        protocol, task_recipe = self._defaults(suite, task)
+        new_settings, new_recipe = self._overridden(entry, suite, task, model)
+        chosen = entry.settings
+        if new_settings:
+            chosen = self._settings(entry.info, entry.settings | new_settings, entry.key)
+        method_recipe = self.method_recipes[entry.info.name]
+        return Cell(
+            suite=suite,
+            task=task,
+            model=model,
+            method=entry.info.name,
+            label=entry.label,
+            division=entry.division,
+            settings=chosen,
+            recipe=task_recipe | method_recipe | self.grid_recipe | entry.recipe | new_recipe,
+            seed=entry.seeds[0],
+            protocol=protocol,
+            model_revision=self.models[model].identity,
+            plugin=self._plugin(entry.info, chosen),
+            building_blocks=versions.BUILDING_BLOCKS,
+            training_loop=versions.TRAINING_LOOP,
+        )
+
+    def _start(self, entry: _Entry, cell: Cell) -> Cell | None:
+        """The cell that this one continues from: its own settings, trained by the recipe of the other task."""
+        task = self.suites[cell.suite].start(cell.task, cell.protocol)
+        if task is None:
+            return None
+        other = self._cell(entry, cell.suite, task, cell.model)
+        return replace(other, settings=cell.settings, plugin=cell.plugin)
 
 
 def _is_sweep(value: object) -> bool:

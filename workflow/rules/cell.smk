@@ -1,5 +1,11 @@
+# Results of the cells that others continue from. They are waited for, and never make a finished cell run again.
+STARTS = entry.starts(GRID)
+
+
 # One cell is one job. It writes its own result, also when it runs out of memory, diverges or is not supported.
 rule cell:
+    input:
+        ancient(lambda wildcards: STARTS.get((wildcards.key, wildcards.seed), [])) if STARTS else [],
     output:
         "results/cells/{place}-{key}/seed{seed}.json",
     log:
