@@ -40,7 +40,6 @@ class TaskInfo:
     parts: tuple[str, ...] = ()  # parts of the test split that are scored apart, `accuracy/<part>`
     headline: str = "mean"  # the plain metric of a task with parts: the mean over them, or the name of one
     contaminated: tuple[str, ...] = ()  # parts whose test questions occur in training data: left out of the mean
-    ranked: bool = True  # whether it counts in means over tasks
     learn: str = "completion"  # generation: the loss is on the `completion`, or on `all` tokens
     new_tokens: int = 0  # generation: tokens of an answer at most
     total_tokens: int | None = None  # generation: tokens of prompt and answer at most
