@@ -128,13 +128,14 @@ def _guarded(run: Run, grid: Grid, device, root: Path, data_root: Path | None, o
     import torch
 
     from models.backbone import Unsupported
+    from workflow import start
     from workflow.train import Diverged, TimeLimit
 
     try:
         _run(run, grid, device, root, data_root, out)
     except (Unusable, Unsupported) as problem:
         return "unsupported", str(problem)
-    except Broken as problem:
+    except (Broken, start.NoStart) as problem:
         return "error", " ".join(str(problem).split())
     except Diverged as problem:
         return "diverged", str(problem)
@@ -164,7 +165,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     import torch
 
     from models import load as loading
-    from workflow import measure
+    from workflow import measure, start
     from workflow.evaluate import Scorer
     from workflow.train import Training
 
@@ -213,16 +214,17 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     run.figures["data"]["cut"] = {name: part.cut for name, part in encoded.items() if part.cut}
     with memory.phase("attach"):
         _attach(run, method, backbone, training)
+        start.load(grid, cell, root, method)
     run.figures["parameters"] = counts = _counts(method, backbone)
     if recipe["gradient_checkpointing"]:
         backbone.gradient_checkpointing()
 
-    start = time.perf_counter()
+    began = time.perf_counter()
     try:
         with memory.phase("train"):
             training.run()
     finally:
-        _note_training(run, training, counts, time.perf_counter() - start, scorer.selection)
+        _note_training(run, training, counts, time.perf_counter() - began, scorer.selection)
     with run.timed("test"), memory.phase("inference"):
         method.prepare_inference()
         last = selected = scorer.predict(data.test, encoded["test"])
@@ -242,6 +244,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         }
     with run.timed("save"):
         _note_stored(counts, method, backbone, measure)
+        start.save(cell, suite, out, method)
         _save_predictions(out, data.test, selected, last)
     with run.timed("measure"):
         _measure_inference(run, grid, method, backbone, encoded["test"])
