@@ -21,20 +21,20 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_MARK = re.compile(r"####|\bthe (?:final )?answer is\b", re.IGNORECASE)
-_AFTER_MARK = re.compile(r":?\s*")
+_MARKS = (re.compile(r"####:?\s*"), re.compile(r"\bthe (?:final )?answer is\b:?\s*", re.IGNORECASE))
 
 
 def strict(text: str, places: int = PLACES) -> str:
-    """The number that directly follows the first mark which a number follows, or "".
+    """The number that directly follows the first `####` which a number follows; else the same of `The answer is` (or
+    `The final answer is`); else "".
 
-    A mark is `####`, `The answer is` or `The final answer is`, with or without a colon; only white space may stand
-    between it and the number. What comes after that number (a unit, another question) does not matter.
+    Only a colon and white space may stand between mark and number. What comes after the number (a unit, another
+    question) does not matter. `####` goes first because a worked answer may say `the answer is` on the way.
     """
-    for mark in _MARK.finditer(text):
-        number = _NUMBER.match(text, _AFTER_MARK.match(text, mark.end()).end())
-        if number:
-            return _canonical(number, places)
+    for kind in _MARKS:
+        for mark in kind.finditer(text):
+            if number := _NUMBER.match(text, mark.end()):
+                return _canonical(number, places)
     return ""
 
 

@@ -46,6 +46,8 @@ CASES = [
     ("The answer is 18...", "18", "18"),
     ("The answer is 18. Really, 18!", "18", "18"),
     ("#### 18 #### 20", "18", "20"),
+    ("The answer is 7 in March.\n#### 8", "8", "8"),
+    ("The answer is 7. The answer is 8.", "7", "8"),
     # a mark that no number follows is passed over
     ("The answer is not 7.\n#### 8", "8", "8"),
     ("####\n9", "9", "9"),
