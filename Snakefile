@@ -32,10 +32,12 @@ localrules:
     all,
     tables,
     report,
+    fetch,
 
 
 include: "workflow/rules/cell.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/fetch.smk"
 
 
 rule all:

@@ -134,7 +134,8 @@ def _pretrained(entry: ModelEntry, auto, options: dict, dtype: torch.dtype):
             **options,
         )
     except OSError as problem:
-        hint = "run `snakemake fetch` on a machine with network" if entry.source == "hub" else "reinstall the package"
+        fetch = "run `snakemake fetch --config grid=FILE` where there is a network"
+        hint = fetch if entry.source == "hub" else "reinstall the package"
         first = str(problem).splitlines()[0]
         raise AtlasError(f"weights of '{entry.name}' cannot be loaded: {first}", file=where, mend=hint) from problem
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -298,18 +299,31 @@ class HubData:
         except Exception as error:  # the hub's client raises a dozen kinds of exception: offline, refused, not found, …
             reason = (str(error).splitlines() or [""])[0]
             raise AtlasError(
-                f"cannot read the '{split}' split of {info.suite}/{info.name} from the hub "
+                f"cannot read the '{split}' split of {info.suite}/{info.name} from the hub or its cache "
                 f"({type(error).__name__}: {reason})",
                 file=f"{self.hub_id}@{self.revision}",
-                mend=self._mend(columns),
+                mend=f"run `snakemake fetch --config grid=FILE` where there is a network; or {self._mend(columns)}",
             ) from error
+        self._check_revision(dataset.cache_files)
         return _select(dataset.data.table, columns, f"{self.hub_id}@{self.revision}", self._mend(columns))
+
+    def _check_revision(self, files: Sequence[Mapping[str, str]]) -> None:
+        """AtlasError if the cache gave another commit than the pinned one: with the hub switched off, `datasets` takes
+        whichever it fetched last. It keeps each commit in a folder of that name."""
+        held = {Path(file["filename"]).parent.name for file in files} - {self.revision}
+        if re.fullmatch("[0-9a-f]{40}", self.revision) and held:
+            folders = ", ".join(sorted({str(Path(file["filename"]).parent) for file in files}))
+            raise AtlasError(
+                f"the cache holds another revision of {self.hub_id} than {self.revision}",
+                file=folders,
+                mend="delete that folder, then run `snakemake fetch --config grid=FILE`",
+            )
 
     def _mend(self, columns: Sequence[str]) -> str:
         return (
             "set `data_root: PATH` in the grid or give `--config data_root=PATH`, where "
             f"PATH/<suite>/<task>/<split>.parquet has the columns {', '.join(columns)}; "
-            f"without data_root the data is read from {self.hub_id} on the hub, or from its cache"
+            f"without data_root the data is that of {self.hub_id} on the hub, which `snakemake fetch` downloads"
         )
 
 

@@ -63,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     celled.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's")
     celled.add_argument("--threads", type=int, default=1)
 
+    fetched = verb(fetch, "fetch", "download the weights and data sets that the cells of a grid will read", grid=True)
+    fetched.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's")
+
     tabled = verb(tables, "tables", "write the tables of a grid and print its summary", grid=True)
     tabled.add_argument("--print", action="store_true", help="only print: the files stay as they are")
     verb(report, "report", "write the HTML report of a grid and print its path", grid=True)
@@ -70,6 +73,11 @@ def parser() -> argparse.ArgumentParser:
 
     retried = verb(retry, "retry", "delete results by status, so that the next run makes them again", grid=True)
     retried.add_argument("--status", metavar="LIST", help="for example oom,timeout; default: the grid's `retry`")
+
+    paged = verb(protocols, "protocols", "print the page of all suites and protocols, or record what they are")
+    paged.add_argument("--write", action="store_true", help="write docs/protocols.md")
+    paged.add_argument("--lock", action="store_true", help="record every protocol as it is now, for the tests")
+    paged.add_argument("--same-numbers", action="store_true", help="with --lock: the changes move no number")
     return top
 
 
@@ -126,12 +134,31 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def cell(options: argparse.Namespace) -> None:
+    _switch_hub_off()
     grid = _grid(options)
     chosen = [grid.cell(key) for key in options.key]
     from workflow import cell
 
     for each in chosen:
         cell.main(grid, each, data_root=options.data_root, threads=options.threads)
+
+
+def _switch_hub_off() -> None:
+    """Cells read weights and data from this machine only, unless ATLAS_ONLINE is set.
+
+    The clients of the hub read these variables when they are imported, so this comes before anything else.
+    """
+    if not os.environ.get("ATLAS_ONLINE"):
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+
+
+def fetch(options: argparse.Namespace) -> None:
+    from workflow import fetch
+
+    failed = fetch.main(_grid(options), options.data_root)
+    if failed:
+        mend = "see the lines that begin with `failed`"
+        raise AtlasError(f"{failed} could not be fetched", file=options.grid, mend=mend)
 
 
 def tables(options: argparse.Namespace) -> None:
@@ -185,6 +212,17 @@ def retry(options: argparse.Namespace) -> None:
         print(cell.path)
         cell.path.unlink()
     print(f"deleted {len(dropped)} results with status {' or '.join(wanted)}; run the grid to make them again")
+
+
+def protocols(options: argparse.Namespace) -> None:
+    from workflow import protocols
+
+    if options.lock:
+        print("\n".join(protocols.lock(options.same_numbers)) or "the lock is up to date")
+    elif options.write:
+        print(protocols.write())
+    else:
+        print(protocols.page(), end="")
 
 
 def _grid(options: argparse.Namespace):

@@ -52,7 +52,7 @@ class Source:
     def imports(self) -> dict[str, tuple[Path | None, str | None]]:
         """Local name -> (file it comes from or None where that lies elsewhere, name in that file or None for all)."""
         found: dict[str, tuple[Path | None, str | None]] = {}
-        for node in _import_statements(self.tree):
+        for node in import_statements(self.tree):
             if isinstance(node, ast.Import):
                 found |= {a.asname: (self._file(a.name), None) for a in node.names if a.asname}
             elif isinstance(node, ast.ImportFrom):
@@ -97,9 +97,7 @@ class Source:
         return self._digest(frozenset())
 
     def _digest(self, visited: frozenset[Path]) -> str:
-        pieces: list[str] = []
-        _canonical(self.tree, pieces)
-        total = hashlib.sha256("".join(pieces).encode())
+        total = hashlib.sha256(canonical(self.tree).encode())
         for plugin in self.plugins:
             if plugin.path not in visited:
                 total.update(plugin._digest(visited | {self.path}).encode())
@@ -258,14 +256,14 @@ def _default(value: ast.expr | None, constants: dict[str, object]) -> object:
     return Unknown.COMPUTED if factory else Unknown.REQUIRED
 
 
-def _import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+def import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
     """Import statements at any depth. Only statements are walked, which is several times faster than `ast.walk`."""
     for name in ("body", "orelse", "finalbody", "handlers"):
         for child in getattr(node, name, ()):
             if isinstance(child, ast.Import | ast.ImportFrom):
                 yield child
             else:
-                yield from _import_statements(child)
+                yield from import_statements(child)
 
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -273,11 +271,17 @@ _IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 _CHECKS_ONLY = frozenset({"learns", "no_gradient", "tiny"})  # class attributes that only the conformance checks read
 
 
-def _canonical(node: ast.AST, out: list[str]) -> None:
-    """Append the tree as text that is the same for every version of Python (unlike `ast.dump`).
+def canonical(tree: ast.AST) -> str:
+    """The tree as text that is the same for every version of Python (unlike `ast.dump`).
 
     Docstrings are dropped, and attributes of classes that cannot change a number.
     """
+    pieces: list[str] = []
+    _canonical(tree, pieces)
+    return "".join(pieces)
+
+
+def _canonical(node: ast.AST, out: list[str]) -> None:
     out.append(f"({type(node).__name__}")
     for name in node._fields:
         value = getattr(node, name, None)
