@@ -1,6 +1,7 @@
 """A grid file becomes cells; what is wrong in it is one clear error."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -114,6 +115,58 @@ def test_the_seed_is_in_the_key_and_not_in_the_config_key(root):
     first, second = grid(root, "[lora]", "seeds: [0, 1]").cells
     assert first.config_key == second.config_key
     assert first.key != second.key
+
+
+def test_a_key_stays_what_it_was_when_a_field_is_added():
+    identity = {"suite": "glue", "task": "rte", "model": "m", "method": "lora", "label": "l", "division": "author"}
+    parts = {"settings": {"rank": 8}, "recipe": {"lr": 1e-3}, "protocol": {"name": "p"}, "model_revision": "r"}
+    cell = Cell(**identity, **parts, seed=0, plugin="0", building_blocks=1, training_loop=1)
+    assert (cell.config_key, cell.key) == ("cc45ebfa", "06a2ae5f7f41efd6")
+    assert "start" not in cell.to_json()
+
+
+STARTED = """
+tasks: {{glue: [{tasks}]}}
+models: [tiny-bert]
+methods: [{{method: lora, settings: {{rank: {{grid: [2, 4]}}}}}}]
+seeds: [0, 1]
+protocol: {{glue: {{name: {protocol}}}}}
+overrides:
+  - {{match: {{task: mnli}}, recipe: {{epochs: 30}}}}
+  - {{match: {{task: rte}}, recipe: {{epochs: 80}}, settings: {{alpha: 4}}}}
+"""
+
+
+def started(root, tasks="rte, cola", protocol="mnli-start"):
+    """A grid of the project's own GLUE."""
+    return load(projects.write(root, "started.yaml", STARTED.format(tasks=tasks, protocol=protocol)))
+
+
+def test_a_grid_has_the_cells_that_its_cells_continue_from(root):
+    assert {cell.task for cell in started(root, protocol="select-on-train-slice").cells} == {"rte", "cola"}
+    found = started(root)
+    assert [cell.task for cell in found.cells].count("mnli") == 4
+    for cell in found.cells:
+        assert (cell.start is not None) == (cell.task == "rte")
+        if cell.start:
+            start = found.cell(cell.start_key)
+            assert (start.suite, start.task, start.start) == (cell.suite, "mnli", None)
+            for same in ("method", "settings", "model", "seed", "protocol", "plugin", "label"):
+                assert getattr(start, same) == getattr(cell, same)
+            assert (start.recipe["epochs"], cell.recipe["epochs"]) == (30.0, 80.0)
+
+
+def test_a_start_that_the_grid_names_anyway_is_one_cell(root):
+    found = started(root, "mrpc, mnli, stsb")
+    shared = {cell.start_key for cell in found.cells if cell.start}
+    assert shared == {cell.grid_key for cell in found.cells if cell.task == "mnli"} and len(shared) == 4
+
+
+def test_the_start_is_in_the_key_and_comes_back_from_json(root):
+    cell = next(cell for cell in started(root).cells if cell.start)
+    assert Cell.from_json(cell.to_json()) == cell and cell.to_json()["start"] == cell.start
+    assert replace(cell, start=None).config_key != cell.config_key
+    assert replace(cell, seed=9).start_key == f"{cell.start}/9"
 
 
 def test_versions_of_building_blocks_and_loop_are_in_the_key(root, monkeypatch):
