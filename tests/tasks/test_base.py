@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -191,6 +193,23 @@ def test_an_unreachable_hub_is_one_error_with_the_id_and_the_mend(tmp_path):
     message = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
     assert "cannot read the 'train' split of toy/colours from the hub" in message
     assert "file: someone/toy@abc" in message and "data_root: PATH" in message
+
+
+@pytest.mark.parametrize(("revision", "fits"), [("a" * 40, True), ("b" * 40, False), ("main", True)])
+def test_a_cache_with_another_revision_than_the_pinned_one_is_an_error(tmp_path, monkeypatch, revision, fits):
+    table = pyarrow.table({"sentence": ["a"]})
+    files = [{"filename": str(tmp_path / ("a" * 40) / "toy-train.arrow")}]
+    cached = SimpleNamespace(data=SimpleNamespace(table=table), cache_files=files)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: cached)
+    hub = HubData("someone/toy", revision)
+    if fits:
+        assert hub.read(INFO, "train", ("sentence",), None).num_rows == 1
+        return
+    with pytest.raises(AtlasError) as error:
+        hub.read(INFO, "train", ("sentence",), None)
+    assert "another revision of someone/toy" in str(error.value) and f"file: {tmp_path / ('a' * 40)}" in str(
+        error.value
+    )
 
 
 class TestLabelIds:
