@@ -92,9 +92,14 @@ class _Entry:
     recipe: dict
     seeds: list[int]
     tasks: list[tuple[str, str]]
-    models: list[str]
+    models: list[str] | None  # None: those that the grid gives for the task's suite
     division: str
     key: str
+
+    def runs(self, suite: str, task: str, model: str, suite_models: dict[str, list[str]]) -> bool:
+        """Whether this configuration has a cell on a task and model."""
+        models = suite_models[suite] if self.models is None else self.models
+        return (suite, task) in self.tasks and model in models
 
 
 class _Expansion:
@@ -115,8 +120,9 @@ class _Expansion:
         document = self.document
         self.tasks = list(self._tasks())
         self.seeds = document.get("seeds", [0])
-        self.grid_models = self._model_names(document["models"], "models")
         entries = [entry for i, item in enumerate(document["methods"]) for entry in self._entries(item, i)]
+        suites = dict.fromkeys(suite for suite, _ in itertools.chain(self.tasks, *(entry.tasks for entry in entries)))
+        self.suite_models = self._suite_models(suites, document["models"])
         self.overrides = [self._override(rule, i) for i, rule in enumerate(document.get("overrides", []))]
         cells: dict[tuple[str, int], Cell] = {}
         for cell in self._cells(entries):
@@ -155,6 +161,16 @@ class _Expansion:
 
     def _model_names(self, names: list[str], key: str) -> list[str]:
         return [self._known(name, self.models, "model", join(key, i)) for i, name in enumerate(names)]
+
+    def _suite_models(self, suites: dict[str, None], given: list[str] | dict[str, list[str]]) -> dict[str, list[str]]:
+        """The models of each of these suites: the same for all, or those given for the suite."""
+        if isinstance(given, list):
+            return dict.fromkeys(suites, self._model_names(given, "models"))
+        for suite in given:
+            self._known(suite, suites, "suite of this grid:", join("models", suite))
+        if missing := [suite for suite in suites if suite not in given]:
+            raise self._error(f"no models for suite '{missing[0]}'", "models", f"add {missing[0]}: [MODEL, ...]")
+        return {suite: self._model_names(given[suite], join("models", suite)) for suite in suites}
 
     # -- tasks and protocols
 
@@ -213,7 +229,7 @@ class _Expansion:
             recipe={},
             seeds=item.get("seeds", self.seeds),
             tasks=tasks,
-            models=self._model_names(item["models"], join(key, "models")) if "models" in item else self.grid_models,
+            models=self._model_names(item["models"], join(key, "models")) if "models" in item else None,
             division=item.get("division", self.document.get("division", "author")),
             key=key,
         )
@@ -296,9 +312,10 @@ class _Expansion:
         self.grid_recipe = self._recipe(self.document.get("recipe", {}), "recipe")
         self.method_recipes = {e.info.name: self._recipe(e.info.recipe, "recipe", e.info.path) for e in entries}
         tasks = dict.fromkeys(itertools.chain(self.tasks, *(entry.tasks for entry in entries)))
-        models = dict.fromkeys(itertools.chain(self.grid_models, *(entry.models for entry in entries)))
+        named = (*self.suite_models.values(), *(entry.models or () for entry in entries))
+        models = dict.fromkeys(itertools.chain(*named))
         for (suite, task), model, entry in itertools.product(tasks, models, entries):
-            if model not in entry.models or (suite, task) not in entry.tasks:
+            if not entry.runs(suite, task, model, self.suite_models):
                 continue
             cell = self._cell(entry, suite, task, model)
             if start := self._start(entry, cell):

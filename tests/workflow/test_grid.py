@@ -38,6 +38,17 @@ def test_cells_are_the_cross_of_tasks_models_methods_and_seeds(root):
     assert len({cell.path for cell in cells}) == 16
 
 
+def test_models_may_be_given_by_suite(root):
+    two = "{small: [one], other: [three]}"
+    (root / "tasks/other.py").write_text(
+        (root / "tasks/small.py").read_text().replace("small", "other").replace('"one"', '"three"')
+    )
+    cells = grid(root, "[lora]", tasks=two, models="{small: [tiny-bert], other: [tiny-llama]}").cells
+    assert [(cell.suite, cell.model) for cell in cells] == [("small", "tiny-bert"), ("other", "tiny-llama")]
+    with pytest.raises(AtlasError, match="no models for suite 'other'"):
+        grid(root, "[lora]", tasks=two, models="{small: [tiny-bert]}")
+
+
 def test_a_cell_knows_its_path_and_comes_back_from_json(root):
     cell = only(root, "[lora]", "seeds: [3]")
     assert str(cell.path) == f"results/cells/small/one/tiny-bert/lora-{cell.config_key}/seed3.json"
