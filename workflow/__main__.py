@@ -207,7 +207,13 @@ def retry(options: argparse.Namespace) -> None:
     for state in wanted:
         if state not in known:
             raise AtlasError(f"'{state}' cannot be retried", key="--status", mend=suggest(state, known))
-    dropped = [cell for cell in grid.cells if results.state(cell) in wanted]
+    states = {cell.grid_key: results.state(cell) for cell in grid.cells}
+    # a cell that failed for want of the one it continues from is made again with it
+    dropped = [
+        cell
+        for cell in grid.cells
+        if states[cell.grid_key] in wanted or states[cell.grid_key] == "error" and states.get(cell.start_key) in wanted
+    ]
     for cell in dropped:
         print(cell.path)
         cell.path.unlink()

@@ -1,11 +1,12 @@
 # Results of the cells that others continue from. They are waited for, and never make a finished cell run again.
 STARTS = entry.starts(GRID)
+START = ancient(lambda wildcards: STARTS.get((wildcards.key, wildcards.seed), []))
 
 
 # One cell is one job. It writes its own result, also when it runs out of memory, diverges or is not supported.
 rule cell:
     input:
-        ancient(lambda wildcards: STARTS.get((wildcards.key, wildcards.seed), [])) if STARTS else [],
+        START if STARTS else [],
     output:
         "results/cells/{place}-{key}/seed{seed}.json",
     log:
