@@ -1,0 +1,1 @@
+"""Items of the commonsense suite as text."""
