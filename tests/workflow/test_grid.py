@@ -9,6 +9,7 @@ from tests.workflow import projects
 from workflow.cells import Cell
 from workflow.errors import AtlasError
 from workflow.grid import BASE_RECIPE, load
+from workflow.registry import ROOT
 
 
 @pytest.fixture
@@ -324,3 +325,28 @@ def test_ten_thousand_cells_expand_in_about_a_second(root):
     found = grid(root, entry, "seeds: [0, 1, 2, 3, 4]", tasks="{small: all}")
     assert len(found.cells) == 10_000
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_grid_of_the_project_has_cells_and_nothing_in_it_is_broken(path):
+    found = load(path)
+    assert found.cells and not found.broken
+
+
+def test_the_grid_of_loras_paper_is_its_table_9():
+    """(task, batch, epochs, learning rate) of Hu et al. (2021) for RoBERTa base."""
+    cells = load(ROOT / "config/paper/lora_glue_roberta_base.yaml").cells
+    assert {(c.task, c.recipe["batch_size"], c.recipe["epochs"], c.recipe["lr"]) for c in cells} == {
+        ("mnli", 16, 30, 5e-4),
+        ("sst2", 16, 60, 5e-4),
+        ("mrpc", 16, 30, 4e-4),
+        ("cola", 32, 80, 4e-4),
+        ("qnli", 32, 25, 4e-4),
+        ("qqp", 16, 25, 5e-4),
+        ("rte", 32, 80, 5e-4),
+        ("stsb", 16, 40, 4e-4),
+    }
+    assert len(cells) == 8 * 5 and {c.task for c in cells if c.start} == {"rte", "mrpc", "stsb"}
+    for cell in cells:
+        given = (cell.settings["rank"], cell.settings["alpha"], cell.settings["sites"], cell.recipe["max_length"])
+        assert given == (8, 8.0, ["attn.q", "attn.v"], 512)
