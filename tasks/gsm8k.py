@@ -98,8 +98,8 @@ What departs from the published harness:
 - Validation during training is by `nll` of the worked answers, 20 times, and not by generating.
 - Scoring. There, the text after the last `The answer is: ` (or the next of five delimiters that occurs) must be the
   number, commas are not removed and a unit makes it wrong. Here it is `accuracy` as in `zero-shot-completion`.
-- Evaluation batches are formed by tokens, not 50 rows; the limit of 800 tokens counts each row's own tokens where
-  there it counts the padded prompt.
+- Evaluation batches are formed by tokens and not of 50 rows, so that the limit of 800 tokens, which counts the padded
+  prompt in both, leaves other rows less room.
 - `forgetting` on encyclopedia text is not measured.
 
 On task `main` the same protocol learns GSM8K's own training answers, marks of the calculator included, without the 50
