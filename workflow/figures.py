@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from workflow.outcomes import Place, Row, Study
-from workflow.standing import BASELINES, Standing
+from workflow.standing import BASELINES, Standing, metric_of
 
 INK, ACCENT, MUTED = "#010203", "#040506", "#070809"  # replaced by the page's own colours
 PAGE_COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", MUTED: "var(--muted)"}
@@ -43,7 +43,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Point:
-    """A method in the figure: trained parameters (without head), score x 100 and its half-width."""
+    """A method in the figure: trained parameters (without head), score and its half-width."""
 
     label: str
     trained: float
@@ -54,11 +54,13 @@ class Point:
 
 
 def score_against_parameters(study: Study, place: Place, ranked: dict[Row, Standing], unit: str) -> Drawing | None:
-    """Score with its interval against trained parameters on a log axis; easy controls are lines across."""
+    """Score with its interval against trained parameters on a log axis; easy controls are lines across, and chance
+    is one where the axis reaches it."""
     points = [point for row, standing in ranked.items() if (point := point_of(study, place, row, standing))]
-    lines = {row.label: standing.score.mean for row, standing in ranked.items() if row.method in BASELINES}
     if not points:
         return None
+    lines = {row.label: standing.score.mean for row, standing in ranked.items() if row.method in BASELINES}
+    chance = study.facts[place].chance
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -73,6 +75,9 @@ def score_against_parameters(study: Study, place: Place, ranked: dict[Row, Stand
             axes.axhline(score, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         axes.set_xscale("log")
         axes.margins(x=0.18, y=0.12)
+        if chance is not None and inside(axes, level := chance * metric_of(study.metric(place)).scale):
+            axes.axhline(level, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+            lines["chance"] = level
         axes.set_xlabel("trained parameters, head apart (log scale)")
         axes.set_ylabel(unit)
         axes.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.5)
@@ -85,6 +90,11 @@ def score_against_parameters(study: Study, place: Place, ranked: dict[Row, Stand
     prefix = re.sub(r"\W+", "-", f"{place.suite}-{place.task}-{place.model}")
     alt = f"Score against trained parameters on {place.title}. {'; '.join(said)}."
     return Drawing(inline(svg.getvalue(), prefix, alt), place.title, alt)
+
+
+def inside(axes, level: float) -> bool:
+    low, high = axes.get_ylim()
+    return low <= level <= high
 
 
 def point_of(study: Study, place: Place, row: Row, standing: Standing) -> Point | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from workflow import results
+from tasks.base import TaskInfo
+from workflow import registry, results
 from workflow.errors import AtlasError
 
 CONTROLS = ("untrained", "random_labels", "head", "full")
@@ -44,10 +46,19 @@ class Outcome:
     def metric(self) -> str | None:
         return self.result.get("metrics", {}).get("primary")
 
-    def primary(self, part: str = "value") -> float | None:
-        """Value, stderr or n of the primary metric by the protocol's selection rule, on the metric's own scale."""
-        metrics = self.result.get("metrics", {})
-        return self.figure("metrics", metrics.get("rule", "last"), metrics.get("primary", ""), part)
+    @property
+    def trained(self) -> bool:
+        """Whether it is a score after at least one step, so that the choice of a checkpoint means something."""
+        return self.ok and bool(self.figure("training", "steps"))
+
+    @property
+    def rule(self) -> str:
+        """`selected` or `last`: the checkpoint whose scores count."""
+        return self.result.get("metrics", {}).get("rule", "last")
+
+    def estimate(self, metric: str | None = None, part: str = "value") -> float | None:
+        """Value, stderr or n of a metric (the primary one) at the checkpoint that counts, on the metric's own scale."""
+        return self.figure("metrics", self.rule, metric or self.metric or "", part)
 
 
 @dataclass(frozen=True)
@@ -84,10 +95,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Study:
-    """The outcomes of a grid. Rows and places keep the grid's order, controls first."""
+    """The outcomes of a grid. Rows and places keep the grid's order, controls first.
+
+    facts and protocols: of each place's task, as the grid uses it. rules: which checkpoint (`selected` or `last`) most
+    scores of a place are from, where there are any.
+    """
 
     rows: tuple[Row, ...]
     places: tuple[Place, ...]
+    facts: dict[Place, TaskInfo]
+    protocols: dict[Place, dict]
+    rules: dict[Place, str]
     outcomes: dict[tuple[Row, Place], tuple[Outcome, ...]]
     measure: tuple[str, ...]
     root: Path
@@ -105,25 +123,41 @@ class Study:
     def metric(self, place: Place) -> str:
         """Name of the primary metric at a place, as the results name it."""
         found = (outcome.metric for row in self.rows for outcome in self.at(row, place))
-        return next((metric for metric in found if metric), "primary metric")
+        return next((metric for metric in found if metric), self.facts[place].primary)
+
+    def families(self) -> list[tuple[Place, ...]]:
+        """The places of each suite and model."""
+        return [tuple(same) for _, same in groupby(self.places, key=lambda place: place.family)]
 
 
 def load(grid: Any, root: Path) -> Study:
     """Read every cell's result; a missing or unreadable file is an outcome like any other."""
     labels = row_labels(grid.cells)
     outcomes: dict[tuple[Row, Place], list[Outcome]] = defaultdict(list)
+    protocols: dict[Place, dict] = {}
     for cell, label in zip(grid.cells, labels, strict=True):
         demo = grid.demo or cell.suite.startswith("demo_")
         place = Place(cell.suite, cell.task, cell.model, demo)
         outcomes[Row(label, cell.method), place].append(read(cell, root))
+        protocols[place] = cell.protocol
     rows = list(dict.fromkeys(row for row, _ in outcomes))
     rows += [Row(info.name, info.name, info.error or "the plugin cannot be read") for info in grid.broken]
     rows.sort(key=lambda row: CONTROLS.index(row.method) if row.control else len(CONTROLS))
-    places = neighbours(dict.fromkeys(place for _, place in outcomes))
+    places = neighbours(protocols)
+    suites = registry.suites()
+    facts = {place: suites[place.suite].facts(place.task, protocols[place]) for place in places}
     ordered = {
         at: tuple(sorted(found, key=lambda outcome: outcome.cell.seed)) for at, found in sorted_by_row(outcomes, rows)
     }
-    return Study(tuple(rows), places, ordered, tuple(grid.measure), root)
+    return Study(tuple(rows), places, facts, protocols, usual_rules(outcomes), ordered, tuple(grid.measure), root)
+
+
+def usual_rules(outcomes: dict[tuple[Row, Place], list[Outcome]]) -> dict[Place, str]:
+    """The most frequent rule of each place, over what was trained at all."""
+    rules: dict[Place, Counter] = defaultdict(Counter)
+    for (_, place), found in outcomes.items():
+        rules[place].update(outcome.rule for outcome in found if outcome.trained)
+    return {place: counts.most_common(1)[0][0] for place, counts in rules.items() if counts}
 
 
 def neighbours(places: Iterable[Place]) -> tuple[Place, ...]:
@@ -172,7 +206,7 @@ def correctness(outcome: Outcome, root: Path):
     import pandas as pd
 
     path = (root / outcome.cell.path).with_suffix(".predictions.parquet")
-    column = f"prediction_{outcome.result.get('metrics', {}).get('rule', 'last')}"
+    column = f"prediction_{outcome.rule}"
     try:
         frame = pd.read_parquet(path, columns=["id", "reference", column]).set_index("id").sort_index()
     except (OSError, ValueError, KeyError):

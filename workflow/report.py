@@ -12,7 +12,7 @@ from typing import Any
 from workflow import quality, tables
 from workflow.figures import Drawing, score_against_parameters
 from workflow.outcomes import Study
-from workflow.typeset import group_spans, sections
+from workflow.typeset import sections
 
 REPORTS = Path(__file__).parent.parent / "reports"
 MACHINE = ("host", "platform", "cpu", "threads", "device", "driver")
@@ -45,7 +45,7 @@ def render(built: tables.Tables) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(sections=sections, spans=group_spans)
+    environment.filters["sections"] = sections
     found = quality.findings(built.study, built.ranked)
     return environment.get_template("report.html").render(
         built=built,
@@ -62,7 +62,7 @@ def render(built: tables.Tables) -> str:
 
 def drawings(built: tables.Tables) -> list[Drawing]:
     drawn = (
-        score_against_parameters(built.study, place, ranked, tables.metric_unit(built.study, place))
+        score_against_parameters(built.study, place, ranked, tables.unit_of(built.study, place))
         for place, ranked in built.ranked.items()
     )
     return [drawing for drawing in drawn if drawing]

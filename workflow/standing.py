@@ -13,18 +13,52 @@ BASELINES = ("untrained", "random_labels", "head")
 PER_EXAMPLE = ("accuracy", "exact_match")
 TIE_RULE = (
     "Bold: the best method of the column and every method that cannot be told apart from it. Two methods can be told "
-    "apart when their 95 % intervals do not overlap; with one seed each and stored predictions of an accuracy, when "
-    "McNemar's exact paired test gives p < 0.05. Controls do not compete."
+    "apart when their 95 % intervals do not overlap; with one seed each and stored predictions of an accuracy (of a "
+    "test split without parts), when McNemar's exact paired test gives p < 0.05. Controls do not compete."
 )
 
 
 @dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: its unit, by what it is multiplied, its decimals, and whether lower is better."""
+
+    unit: str
+    scale: float = 100
+    decimals: int = 1
+    lower: bool = False
+
+
+METRICS = {
+    "accuracy": Metric("accuracy, %"),
+    "accuracy_flexible": Metric("accuracy by flexible extraction, %"),
+    "accuracy_likelihood": Metric("accuracy by likelihood, %"),
+    "unparsed": Metric("texts without an answer, %, lower is better", lower=True),
+    "nll": Metric("nats/token, lower is better", scale=1, decimals=3, lower=True),
+    "f1": Metric("F1, %"),
+    "exact_match": Metric("exact match, %"),
+    "matthews": Metric("Matthews, ×100"),
+    "pearson": Metric("Pearson, ×100"),
+    "spearman": Metric("Spearman, ×100"),
+}
+
+
+def metric_of(name: str) -> Metric:
+    """How a metric, or a metric of one part (`accuracy/boolq`), is shown."""
+    name = name.partition("/")[0]
+    return METRICS.get(name, Metric(f"{name}, ×100"))
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and the half-width of its 95 % interval (None when no spread is known)."""
+    """A mean over seeds and the half-width of its 95 % interval (None when no spread is known), on its scale."""
 
     mean: float
     half: float | None
     seeds: int
+    metric: Metric = METRICS["accuracy"]
+
+    def better(self, other: Estimate) -> bool:
+        return self.mean < other.mean if self.metric.lower else self.mean > other.mean
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -38,74 +72,94 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Standing:
-    """A row's score at a place (x 100), whether it is the best or tied with it, and the controls above it."""
+    """A row's score at a place, whether it is the best or tied with it, and the controls that beat it."""
 
     score: Estimate
     best: bool
     below: tuple[str, ...]
 
 
-def estimate(values: Sequence[float], stderr: float | None = None) -> Estimate:
+def estimate(values: Sequence[float], stderr: float | None = None, metric: Metric = METRICS["accuracy"]) -> Estimate:
     """Two or more values: t interval over them. One value: 1.96 standard errors of sampling."""
     if len(values) > 1:
         from scipy.stats import t
 
         half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-        return Estimate(mean(values), half, len(values))
-    return Estimate(values[0], None if stderr is None else 1.96 * stderr, 1)
+        return Estimate(mean(values), half, len(values), metric)
+    return Estimate(values[0], None if stderr is None else 1.96 * stderr, 1, metric)
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over tasks; the interval treats the tasks as independent."""
+    """Mean over tasks, or over the means of groups of tasks; the interval treats the tasks as independent."""
     halves = [one.half for one in estimates]
     half = None if None in halves else math.hypot(*halves) / len(halves)
     return Estimate(mean(one.mean for one in estimates), half, min(one.seeds for one in estimates))
 
 
-def scored(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    return [outcome for outcome in outcomes if outcome.ok and outcome.primary() is not None]
+def leader(scores: dict[Row, Estimate]) -> Row | None:
+    """The best row that is no control."""
+    best = None
+    for row, own in scores.items():
+        if not row.control and (best is None or own.better(scores[best])):
+            best = row
+    return best
 
 
-def score(outcomes: Iterable[Outcome]) -> Estimate | None:
-    """The primary metric x 100 over the seeds that finished; None when none did."""
-    finished = scored(outcomes)
+def scored(outcomes: Iterable[Outcome], metric: str | None = None) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.ok and outcome.estimate(metric) is not None]
+
+
+def score(outcomes: Iterable[Outcome], metric: str | None = None) -> Estimate | None:
+    """A metric (the primary one) on its scale over the seeds that finished; None when none did."""
+    finished = scored(outcomes, metric)
     if not finished:
         return None
-    stderr = finished[0].primary("stderr")
-    return estimate([100 * one.primary() for one in finished], None if stderr is None else 100 * stderr)
+    shown = metric_of(metric or finished[0].metric)
+    stderr = finished[0].estimate(metric, "stderr")
+    values = [shown.scale * one.estimate(metric) for one in finished]
+    return estimate(values, None if stderr is None else shown.scale * stderr, shown)
 
 
-def standings(study: Study, place: Place) -> dict[Row, Standing]:
-    """The standing of every row with a score at this place."""
-    scores = {row: found for row in study.rows if (found := score(study.at(row, place)))}
-    methods = [row for row in scores if not row.control]
-    leader = max(methods, key=lambda row: scores[row].mean, default=None)
+def standings(study: Study, place: Place, metric: str | None = None) -> dict[Row, Standing]:
+    """The standing by a metric (the primary one) of every row that has it at this place."""
+    scores = {row: found for row in study.rows if (found := score(study.at(row, place), metric))}
+    best = leader(scores)
+    paired = None
+    if metric is None and best and scores[best].seeds == 1:
+        paired = paired_answers(study, place, best)
+
+    def tied(row: Row) -> bool:
+        if paired is not None and scores[row].seeds == 1:
+            ours = correctness(scored(study.at(row, place))[0], study.root)
+            if ours is not None and ours.index.equals(paired.index):
+                return mcnemar(ours, paired) >= 0.05
+        return scores[row].overlaps(scores[best])
+
     return {
         row: Standing(
             own,
-            best=not row.control and (row == leader or not distinguishable(study, place, row, leader, scores)),
+            best=not row.control and (row == best or tied(row)),
             below=() if row.control else below(row, scores),
         )
         for row, own in scores.items()
     }
 
 
+def paired_answers(study: Study, place: Place, row: Row):
+    """Right or wrong per example of a row with one seed, where the primary metric is the share of right ones."""
+    if study.metric(place) not in PER_EXAMPLE or study.facts[place].parts:
+        return None
+    return correctness(scored(study.at(row, place))[0], study.root)
+
+
 def below(row: Row, scores: dict[Row, Estimate]) -> tuple[str, ...]:
-    """The controls with a higher mean, each with a word on the intervals."""
+    """The controls with a better mean, each with a word on the intervals."""
     own = scores[row]
     return tuple(
         f"{control.label}{' (intervals overlap)' if own.overlaps(other) else ''}"
         for control, other in scores.items()
-        if control.method in BASELINES and own.mean < other.mean
+        if control.method in BASELINES and other.better(own)
     )
-
-
-def distinguishable(study: Study, place: Place, row: Row, leader: Row, scores: dict[Row, Estimate]) -> bool:
-    if scores[row].seeds == scores[leader].seeds == 1 and study.metric(place) in PER_EXAMPLE:
-        ours, theirs = (correctness(scored(study.at(one, place))[0], study.root) for one in (row, leader))
-        if ours is not None and theirs is not None and ours.index.equals(theirs.index):
-            return mcnemar(ours, theirs) < 0.05
-    return not scores[row].overlaps(scores[leader])
 
 
 def mcnemar(first, second) -> float:

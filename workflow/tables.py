@@ -6,16 +6,17 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
-from workflow import outcomes
+from workflow import outcomes, registry
 from workflow.outcomes import Outcome, Place, Row, Study, count_mismatches
-from workflow.standing import TIE_RULE, Estimate, Standing, average, scored, standings
+from workflow.standing import TIE_RULE, Estimate, Standing, average, leader, metric_of, scored, standings
 from workflow.typeset import (
     DASH,
+    NOT_IN_GRID,
     Column,
     Entry,
     Notes,
@@ -29,18 +30,20 @@ from workflow.typeset import (
 )
 
 MIB = 2**20
-UNITS = {
-    "accuracy": "accuracy, %",
-    "f1": "F1, %",
-    "exact_match": "exact match, %",
-    "matthews": "Matthews, ×100",
-    "pearson": "Pearson, ×100",
-    "spearman": "Spearman, ×100",
-}
 INTERVAL = (
-    "Scores are the primary metric × 100, mean ± half-width of a 95 % interval. With two or more seeds it is a t "
+    "Scores are mean ± half-width of a 95 % interval, in the unit of the column. With two or more seeds it is a t "
     "interval over seeds; it does not hold the sampling error of the test set."
 )
+CHECKPOINTS = {"selected": "the evaluation that was best on validation data", "last": "the last step"}
+ANSWERS = {
+    "accuracy": ("strict", "accuracy, %"),
+    "accuracy_flexible": ("flexible", "accuracy, %"),
+    "accuracy_likelihood": ("likelihood", "accuracy, %"),
+    "unparsed": ("unparsed", "% of texts"),
+    "nll": ("nll", "nats/token"),
+}
+MOST_NAMED = 5  # tasks that a note on a missing mean names
+Filled = tuple[Column, Callable[[Row], Entry]]  # a column, and what it holds for a row
 WORDS = ("error", "corrupt", "oom", "diverged", "timeout", "unsupported", "missing")  # the first that applies is shown
 SECTIONS = {True: "controls", False: "methods"}
 
@@ -78,7 +81,8 @@ STORED = Figure("stored", "MiB", ("parameters", "stored_bytes"), MIB, max)
 class Tables:
     """Everything the report and the files are made from.
 
-    `ranked` has the standing of every row at every place; `cells` is the long data frame, one row a cell.
+    `ranked` has the standing of every row at every place; `cells` is the long data frame, one row a cell. `parts` and
+    `answers` are there only where tasks of the grid have parts or generate answers.
     """
 
     name: str
@@ -89,6 +93,8 @@ class Tables:
     cells: Any
     summary: Table
     accuracy: Table
+    parts: Table | None
+    answers: Table | None
     parameters: Table
     memory: Table
     time: Table
@@ -113,6 +119,8 @@ def build(grid: Any, root: Path = Path(".")) -> Tables:
         cells=outcomes.frame(study),
         summary=summary(study, ranked, title),
         accuracy=accuracy(study, ranked, title),
+        parts=parts(study, ranked, title),
+        answers=answers(study, ranked, title),
         parameters=parameters(study, title),
         memory=costs(study, "memory", f"Memory: {title}", lambda place: MEMORY, memory_notes),
         time=costs(study, "time", f"Training time: {title}", lambda place: TIME, time_notes),
@@ -130,7 +138,7 @@ def absent(study: Study, row: Row, found: Sequence[Outcome], notes: Notes, measu
     if row.error:
         return Entry("broken", status="broken", marks=(notes.add(f"broken: {row.error}"),))
     if not found:
-        return Entry("n/a", status="not in grid", marks=(notes.add("n/a: the grid has no such cell"),))
+        return Entry("n/a", status=NOT_IN_GRID)
     failed = [outcome for outcome in found if not outcome.ok]
     if failed:
         word = min((outcome.status for outcome in failed), key=WORDS.index)
@@ -163,10 +171,14 @@ def figure_entry(
 
 
 def score_text(found: Estimate) -> str:
-    return f"{found.mean:.1f}" if found.half is None else f"{found.mean:.1f} ±{found.half:.1f}"
+    decimals = found.metric.decimals
+    return f"{found.mean:.{decimals}f}" + ("" if found.half is None else f" ±{found.half:.{decimals}f}")
 
 
-def score_entry(study: Study, row: Row, place: Place, ranked: dict[Row, Standing], notes: Notes) -> Entry:
+def score_entry(
+    study: Study, row: Row, place: Place, ranked: dict[Row, Standing], notes: Notes, metric: str | None = None
+) -> Entry:
+    """A metric at a place; only the primary one is held against the controls."""
     found = study.at(row, place)
     standing = ranked.get(row)
     if standing is None:
@@ -177,7 +189,9 @@ def score_entry(study: Study, row: Row, place: Place, ranked: dict[Row, Standing
         entry = entry.marked(notes.add("no standard error recorded, so no interval"))
     elif own.seeds == 1:
         entry = entry.marked(notes.case("†"))
-    if standing.below:
+    others = {outcome.rule for outcome in found if outcome.trained} - {study.rules.get(place)}
+    entry = entry.marked(*(notes.add(f"checkpoint: {CHECKPOINTS[rule]}") for rule in sorted(others)))
+    if standing.below and metric is None:
         entry = entry.marked(notes.case("↓", f"{row.label} on {place.title}, below {', '.join(standing.below)}"))
     return entry
 
@@ -186,22 +200,80 @@ def table_row(row: Row, entries: Iterable[Entry]) -> TableRow:
     return TableRow(row.label, SECTIONS[row.control], tuple(entries))
 
 
-def metric_unit(study: Study, place: Place) -> str:
-    metric = study.metric(place)
-    return UNITS.get(metric, f"{metric}, ×100")
+def made(name: str, title: str, study: Study, filled: Sequence[Filled], notes: Notes) -> Table:
+    """The table of these columns, with a row for each of the study's."""
+    rows = tuple(table_row(row, [entry_of(row) for _, entry_of in filled]) for row in study.rows)
+    table = Table(name, title, tuple(column for column, _ in filled), rows, ())
+    shown = (entry for block in table.blocks() for row in block.rows for entry in row.entries)
+    if any(entry.status == NOT_IN_GRID for entry in shown):
+        notes.general.append("n/a: the grid has no such cell.")
+    return replace(table, notes=notes.listed())
+
+
+def unit_of(study: Study, place: Place) -> str:
+    return metric_of(study.metric(place)).unit
 
 
 # --- accuracy and summary ---------------------------------------------------------------------------------------------
 
 
 def accuracy(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) -> Table:
-    notes = Notes(general=[INTERVAL, seeds_note(study), TIE_RULE])
-    columns = tuple(Column(place.task, metric_unit(study, place), place.family) for place in study.places)
-    rows = tuple(
-        table_row(row, [score_entry(study, row, place, ranked[place], notes) for place in study.places])
-        for row in study.rows
-    )
-    return Table("accuracy", f"Accuracy: {title}", columns, rows, notes.listed())
+    notes = score_notes(study)
+    notes.general += chance_note(study)
+    filled = [
+        column
+        for places in study.families()
+        for column in (*score_columns(study, places, ranked, notes), *mean_columns(study, places, ranked, notes))
+    ]
+    return made("accuracy", f"Accuracy: {title}", study, filled, notes)
+
+
+def score_notes(study: Study) -> Notes:
+    """Notes that every table of scores begins with; the checkpoint is among them where all columns share it."""
+    texts = {checkpoint(study, place) for place in study.rules}
+    shared = [f"Checkpoint of the scores: {text}." for text in texts] if len(texts) == 1 else []
+    return Notes(general=[INTERVAL, seeds_note(study), TIE_RULE, *shared])
+
+
+def checkpoint(study: Study, place: Place) -> str:
+    """Which checkpoint most scores of a place are from, as the results say; '' where there is none yet."""
+    rule, select = study.rules.get(place), study.facts[place].select
+    return CHECKPOINTS.get(rule, "") + (f", by {select}" if rule == "selected" and select else "")
+
+
+def column_marks(study: Study, place: Place, notes: Notes) -> tuple[str, ...]:
+    """What must be known of every score in a column: its checkpoint if columns differ, a test set that was cut."""
+    marks = []
+    if len({checkpoint(study, other) for other in study.rules}) > 1 and place in study.rules:
+        marks.append(notes.add(f"checkpoint: {checkpoint(study, place)}"))
+    if cut := cut_test(study, place):
+        marks.append(notes.add(cut))
+    return tuple(marks)
+
+
+def cut_test(study: Study, place: Place) -> str:
+    """A sentence on a test set that the protocol cuts; '' where it does not, or had nothing to cut."""
+    most, sizes = study.protocols[place].get("max_test"), test_sizes(study, place)
+    if not most or (sizes and max(sizes) < most):
+        return ""
+    counted = f"n = {' or '.join(f'{size:,}' for size in sizes)} test examples, " if sizes else ""
+    return f"{counted}cut by the protocol's max_test of {most:,}"
+
+
+def test_sizes(study: Study, place: Place, metric: str | None = None) -> list[int]:
+    """The different numbers of test examples behind a metric, over all results of a place."""
+    found = (outcome.estimate(metric, "n") for row in study.rows for outcome in study.at(row, place))
+    return sorted({int(size) for size in found if size})
+
+
+def chance_note(study: Study) -> list[str]:
+    """One sentence with the score that guessing gives."""
+    known = {
+        f"{place.suite}/{place.task}": facts.chance * metric_of(facts.primary).scale
+        for place, facts in study.facts.items()
+        if facts.chance is not None
+    }
+    return [f"By chance: {', '.join(f'{task} {chance:.1f}' for task, chance in known.items())}."] if known else []
 
 
 def seeds_note(study: Study) -> str:
@@ -217,83 +289,130 @@ def seeds_note(study: Study) -> str:
     return f"Seeds a score: {'; '.join([str(usual), *others])}."
 
 
+def score_columns(
+    study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]], notes: Notes
+) -> list[Filled]:
+    def filled(place: Place) -> Filled:
+        marks = column_marks(study, place, notes)
+        if not study.facts[place].ranked:
+            marks += (notes.add("this task does not count in means over tasks"),)
+        column = Column(place.task, unit_of(study, place), place.family, marks)
+        return column, lambda row: score_entry(study, row, place, ranked[place], notes)
+
+    return [filled(place) for place in places]
+
+
 def summary(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) -> Table:
-    """Method, trained parameters, score a task, their mean, and the costs, one group of columns a model."""
-    notes = Notes(
-        general=[
-            INTERVAL,
-            seeds_note(study),
-            TIE_RULE,
-            "The interval of the mean over tasks treats the tasks as independent.",
-            "Trained: parameters of the method at their peak, head apart; % of the backbone's parameters. Step: median "
-            "training step, mean over tasks. Memory: peak while training, largest over tasks. Stored: bytes of the "
-            "method's own state, largest over tasks, head apart. Figures over tasks are given only where every task "
-            "has one.",
-        ]
-    )
-    models = dict.fromkeys(place.model for place in study.places)
-    groups = [tuple(place for place in study.places if place.model == model) for model in models]
-    columns = tuple(column for places in groups for column in summary_columns(study, places))
-    rows = tuple(
-        table_row(row, [entry for places in groups for entry in summary_entries(study, row, places, ranked, notes)])
-        for row in study.rows
-    )
-    return Table("summary", f"Summary: {title}", columns, rows, notes.listed())
-
-
-def summary_columns(study: Study, places: tuple[Place, ...]) -> list[Column]:
-    model = places[0].model
-    several_suites = len({place.suite for place in places}) > 1
-    scores = [
-        Column(
-            f"{place.suite}/{place.task}" if several_suites else place.task,
-            metric_unit(study, place),
-            model,
-            "demo" if place.demo else "",
-        )
-        for place in places
+    """Trained parameters, scores, their means and the costs, one group of columns a suite and model."""
+    notes = score_notes(study)
+    notes.general += [
+        "Intervals of means over tasks treat the tasks as independent.",
+        "Trained: parameters of the method at their peak, head apart; % of the backbone's parameters. Step: median "
+        "training step, mean over tasks. Memory: peak while training, largest over tasks. Stored: bytes of the "
+        "method's own state, largest over tasks, head apart. Figures over tasks are given only where every task "
+        "has one.",
     ]
-    mean = [Column(f"mean of {len(places)}", "×100", model)] if len(places) > 1 else []
-    costs = [Column("step", "ms", model), Column("memory", "MiB", model), Column("stored", "MiB", model)]
-    return [Column("trained", "parameters", model), Column("trained", "%", model), *scores, *mean, *costs]
+    filled = [column for places in study.families() for column in summary_columns(study, places, ranked, notes)]
+    return made("summary", f"Summary: {title}", study, filled, notes)
 
 
-def summary_entries(
-    study: Study, row: Row, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]], notes: Notes
-) -> list[Entry]:
-    found = study.everywhere(row, places)
-    scores = [score_entry(study, row, place, ranked[place], notes) for place in places]
-    mean = [mean_entry(study, row, places, ranked, notes)] if len(places) > 1 else []
+def summary_columns(
+    study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]], notes: Notes
+) -> list[Filled]:
+    """Of a suite whose tasks have groups only the means are shown."""
+    family = places[0].family
+    means = mean_columns(study, places, ranked, notes)
+    if len(means) > 1:
+        notes.general.append(f"The tasks of {family} one by one are in the table of accuracy.")
+        scores = means
+    else:
+        scores = score_columns(study, places, ranked, notes) + means
+
+    def over(figure: Figure, combine: Callable[[Sequence[float]], float], measure: str = "") -> Callable[[Row], Entry]:
+        return lambda row: over_tasks(study, row, places, figure, combine, notes, measure)
+
     return [
-        trained_entry(study, row, found, notes),
-        percentage_entry(study, row, found, notes),
+        (
+            Column("trained", "parameters", family),
+            lambda row: trained_entry(study, row, study.everywhere(row, places), notes),
+        ),
+        (Column("trained", "%", family), lambda row: share_entry(study, row, study.everywhere(row, places), notes)),
         *scores,
-        *mean,
-        over_tasks(study, row, places, STEP, lambda values: sum(values) / len(values), notes),
-        over_tasks(study, row, places, TRAIN_PEAK, max, notes, "memory"),
-        over_tasks(study, row, places, STORED, max, notes),
+        (Column("step", "ms", family), over(STEP, mean)),
+        (Column("memory", "MiB", family), over(TRAIN_PEAK, max, "memory")),
+        (Column("stored", "MiB", family), over(STORED, max)),
     ]
 
 
-def mean_entry(
-    study: Study, row: Row, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]], notes: Notes
-) -> Entry:
-    """Mean score over the tasks of a model, only where every task has one."""
-    means = mean_scores(study, places, ranked)
-    if row not in means:
-        return incomplete(study, row, places, notes)
-    own = means[row]
-    leader = max((one for other, one in means.items() if not other.control), key=lambda one: one.mean, default=own)
-    best = not row.control and (own == leader or own.overlaps(leader))
-    entry = Entry(score_text(own), own.mean, own.half, own.seeds, best=best)
+# --- means over tasks -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over places of one suite and model, or over such means. `places` are all that it needs."""
+
+    title: str
+    members: tuple[Place | Mean, ...]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(place for one in self.members for place in (one.places if isinstance(one, Mean) else (one,)))
+
+    def of(self, row: Row, ranked: dict[Place, dict[Row, Standing]]) -> Estimate | None:
+        """None where a score is missing."""
+        if any(row not in ranked[place] for place in self.places):
+            return None
+        return average(
+            [one.of(row, ranked) if isinstance(one, Mean) else ranked[one][row].score for one in self.members]
+        )
+
+
+def means(study: Study, places: tuple[Place, ...]) -> list[Mean]:
+    """The means of a suite on a model: of each group, of the groups, and of all tasks. A title says `2 of 7` where the
+    grid has not all tasks of the suite. Tasks that do not count in means, and metrics to be low, are left out."""
+    counted = [place for place in places if study.facts[place].ranked and not metric_of(study.metric(place)).lower]
+    if len(counted) < 2:
+        return []
+    whole_suite = [info for info in registry.suites()[places[0].suite].tasks.values() if info.ranked]
+
+    def share(here: int, there: int) -> str:
+        return str(here) if here >= there else f"{here} of {there}"
+
+    groups: dict[str, list[Place]] = {}
+    for place in counted:
+        groups.setdefault(study.facts[place].group, []).append(place)
+    of_groups = [
+        Mean(f"{group or 'other'}, mean of {share(len(own), sum(i.group == group for i in whole_suite))}", tuple(own))
+        for group, own in groups.items()
+    ]
+    over_groups = Mean(f"mean of {share(len(groups), len({i.group for i in whole_suite}))} groups", tuple(of_groups))
+    title = f"mean of {share(len(counted), len(whole_suite))}"
+    if len(groups) > 1:
+        return [*of_groups, over_groups, Mean(f"{title} tasks", tuple(counted))]
+    return [Mean(title, tuple(counted))]
+
+
+def mean_columns(
+    study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]], notes: Notes
+) -> list[Filled]:
+    def filled(one: Mean) -> Filled:
+        found = {row: own for row in study.rows if (own := one.of(row, ranked))}
+        units = {unit_of(study, place) for place in one.places}
+        column = Column(one.title, units.pop() if len(units) == 1 else "×100", places[0].family)
+        return column, lambda row: mean_entry(study, row, one.places, found, notes)
+
+    return [filled(one) for one in means(study, places)]
+
+
+def mean_entry(study: Study, row: Row, places: tuple[Place, ...], found: dict[Row, Estimate], notes: Notes) -> Entry:
+    """A mean score, only where every task has one."""
+    own = found.get(row)
+    if own is None:
+        return incomplete(study, row, places, notes, scored)
+    best = leader(found)
+    tied = not row.control and (row == best or own.overlaps(found[best]))
+    entry = Entry(score_text(own), own.mean, own.half, own.seeds, best=tied)
     return entry.marked(notes.case("†")) if own.seeds == 1 else entry
-
-
-def mean_scores(
-    study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]]
-) -> dict[Row, Estimate]:
-    complete = [row for row in study.rows if all(row in ranked[place] for place in places)]
-    return {row: average([ranked[place][row].score for place in places]) for row in complete}
 
 
 def over_tasks(
@@ -305,21 +424,119 @@ def over_tasks(
     notes: Notes,
     measure: str = "",
 ) -> Entry:
-    """A cost over the tasks of a model, only where every task has one."""
+    """A cost over the tasks of a suite on a model, only where every task has one."""
     entries = [figure_entry(study, row, study.at(row, place), figure, Notes(), measure) for place in places]
     values = [entry.value for entry in entries if entry.value is not None]
     if len(values) == len(places):
         value = combine(values)
         return Entry(figure.show(value), value)
-    return incomplete(study, row, places, notes, measure)
+
+    def has(found: Sequence[Outcome]) -> bool:
+        return any(outcome.ok and outcome.figure(*figure.path) is not None for outcome in found)
+
+    return incomplete(study, row, places, notes, has, measure)
 
 
-def incomplete(study: Study, row: Row, places: tuple[Place, ...], notes: Notes, measure: str = "") -> Entry:
-    """The word for a figure over tasks that cannot be given: the cells' own where they all share it, else a dash."""
-    words = {absent(study, row, study.at(row, place), Notes(), measure).text for place in places}
-    if len(words) == 1:
+def incomplete(
+    study: Study,
+    row: Row,
+    places: tuple[Place, ...],
+    notes: Notes,
+    has: Callable[[Sequence[Outcome]], Any],
+    measure: str = "",
+) -> Entry:
+    """The word for a figure over tasks that cannot be given: the cells' own where they all share it, else a dash whose
+    note names the tasks that lack the figure. `has` says whether the outcomes of a place have it."""
+    lacking = [place for place in places if not has(study.at(row, place))]
+    words = {place: absent(study, row, study.at(row, place), Notes(), measure).text for place in lacking}
+    if len(lacking) == len(places) and len(set(words.values())) == 1:
         return absent(study, row, study.everywhere(row, places), notes, measure)
-    return Entry(DASH, status="incomplete", marks=(notes.add(f"{DASH} incomplete: not every task has this figure"),))
+    named = [f"{place.task} ({word})" for place, word in words.items()]
+    shown = named if len(named) <= MOST_NAMED + 1 else [*named[:MOST_NAMED], f"{len(named) - MOST_NAMED} more"]
+    return Entry(DASH, status="incomplete", marks=(notes.add(f"{DASH} incomplete: no figure of {', '.join(shown)}"),))
+
+
+# --- parts of a test split, and generated answers ---------------------------------------------------------------------
+
+
+def parts(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) -> Table | None:
+    """The primary metric of each part beside the headline, for the tasks that have parts."""
+    notes = score_notes(study)
+    notes.general.append("The headline is the score of the other tables.")
+    filled = [
+        column
+        for place in study.places
+        if study.facts[place].parts
+        for column in part_columns(study, place, ranked[place], notes)
+    ]
+    return made("parts", f"Parts: {title}", study, filled, notes) if filled else None
+
+
+def part_columns(study: Study, place: Place, ranked: dict[Row, Standing], notes: Notes) -> list[Filled]:
+    facts, primary, unit = study.facts[place], study.metric(place), unit_of(study, place)
+    counted = len(facts.parts) - len(facts.contaminated)
+    over = f"mean of {counted} parts" if facts.headline == "mean" else facts.headline
+    sizes = {part: test_sizes(study, place, f"{primary}/{part}") for part in facts.parts}
+    counts = [f"{part} {' or '.join(f'{n:,}' for n in found)}" for part, found in sizes.items() if found]
+    if counts:
+        notes.general.append(f"Test examples of {place.title}: {', '.join(counts)}.")
+
+    def filled(part: str) -> Filled:
+        marks = ()
+        if part in facts.contaminated:
+            text = "test questions of this part occur in the training data; it does not count in the mean"
+            marks = (notes.add(text),)
+        metric = f"{primary}/{part}"
+        own = standings(study, place, metric)
+        return Column(part, unit, place.title, marks), lambda row: score_entry(study, row, place, own, notes, metric)
+
+    headline = Column(f"headline: {over}", unit, place.title, column_marks(study, place, notes))
+    first = (headline, lambda row: score_entry(study, row, place, ranked, notes))
+    return [first, *(filled(part) for part in facts.parts)]
+
+
+def answers(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) -> Table | None:
+    """What the texts that a model generated hold, for the tasks that are answered by generation."""
+    notes = score_notes(study)
+    notes.general.append(
+        "Strict: the answer in the form that the protocol asks for. Flexible: the answer by the protocol's second "
+        "rule. Likelihood: the most likely of the given choices. Unparsed: texts without a strict answer; lower is "
+        "better. Nll: mean negative log-likelihood of the reference answers; lower is better."
+    )
+    filled = [
+        column
+        for place in study.places
+        if study.facts[place].kind == "generation"
+        for column in answer_columns(study, place, ranked[place], notes)
+    ]
+    return made("answers", f"Generated answers: {title}", study, filled, notes) if filled else None
+
+
+def answer_columns(study: Study, place: Place, ranked: dict[Row, Standing], notes: Notes) -> list[Filled]:
+    facts = study.facts[place]
+    shared = column_marks(study, place, notes)
+
+    def filled(metric: str) -> Filled:
+        title, unit = ANSWERS[metric]
+        column = Column(title, unit, place.title, shared)
+        if metric == study.metric(place):
+            return column, lambda row: score_entry(study, row, place, ranked, notes)
+        own = standings(study, place, metric)
+        return column, lambda row: score_entry(study, row, place, own, notes, metric)
+
+    return [
+        *(filled(metric) for metric in ANSWERS if metric in facts.metrics),
+        (Column("test", "examples", place.title), lambda row: size_entry(study, row, place, notes)),
+    ]
+
+
+def size_entry(study: Study, row: Row, place: Place, notes: Notes) -> Entry:
+    """The number of test examples of a score."""
+    found = study.at(row, place)
+    sizes = sorted({int(size) for outcome in scored(found) if (size := outcome.estimate(None, "n"))})
+    if not sizes:
+        return absent(study, row, found, notes)
+    return Entry("–".join(dict.fromkeys((whole(sizes[0]), whole(sizes[-1])))), sizes[-1])
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
@@ -334,35 +551,36 @@ def parameters(study: Study, title: str) -> Table:
             "cells are shown where they were taken before the failure.",
         ]
     )
-    heads = (("backbone", "parameters"), ("trained", "parameters"), ("trained", "% of backbone"))
-    heads += (("head", "parameters"), ("stored", "MiB"), ("head stored", "MiB"), ("added at inference", "parameters"))
-    columns = tuple(Column(name, unit, place.title) for place in study.places for name, unit in heads)
-    rows = tuple(
-        table_row(row, [entry for place in study.places for entry in parameter_entries(study, row, place, notes)])
-        for row in study.rows
-    )
-    return Table("parameters", f"Parameters: {title}", columns, rows, notes.listed(), split=True)
-
-
-def parameter_entries(study: Study, row: Row, place: Place, notes: Notes) -> list[Entry]:
-    found = study.at(row, place)
-
-    def counted(name: str, show: Callable[[float], str] = whole, divisor: float = 1) -> Entry:
-        return count_entry(study, row, found, ("parameters", name), notes, show, divisor)
-
-    return [
-        counted("backbone"),
-        trained_entry(study, row, found, notes),
-        percentage_entry(study, row, found, notes),
-        counted("head"),
-        counted("stored_bytes", significant, MIB),
-        counted("head_bytes", significant, MIB),
-        counted("added_at_inference"),
-    ]
+    filled = [column for place in study.places for column in parameter_columns(study, place, notes)]
+    return made("parameters", f"Parameters: {title}", study, filled, notes)
 
 
 def whole(value: float) -> str:
     return f"{round(value):,}"
+
+
+def parameter_columns(study: Study, place: Place, notes: Notes) -> list[Filled]:
+    def counted(title: str, unit: str, name: str, show: Callable[[float], str] = whole, divisor: float = 1) -> Filled:
+        path = ("parameters", name)
+        return Column(title, unit, place.title), lambda row: count_entry(
+            study, row, study.at(row, place), path, notes, show, divisor
+        )
+
+    return [
+        counted("backbone", "parameters", "backbone"),
+        (
+            Column("trained", "parameters", place.title),
+            lambda row: trained_entry(study, row, study.at(row, place), notes),
+        ),
+        (
+            Column("trained", "% of backbone", place.title),
+            lambda row: share_entry(study, row, study.at(row, place), notes),
+        ),
+        counted("head", "parameters", "head"),
+        counted("stored", "MiB", "stored_bytes", significant, MIB),
+        counted("head stored", "MiB", "head_bytes", significant, MIB),
+        counted("added at inference", "parameters", "added_at_inference"),
+    ]
 
 
 def count_entry(
@@ -400,7 +618,7 @@ def trained_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes
     return Entry(entry.text, entry.value, marks=tuple(dict.fromkeys(entry.marks)))
 
 
-def percentage_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes) -> Entry:
+def share_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes) -> Entry:
     """Peak trained parameters in per cent of the backbone's parameters."""
     shares = [
         100 * peak / backbone
@@ -422,16 +640,14 @@ def costs(
     notes_of: Callable[[Study], list[str]],
 ) -> Table:
     notes = Notes(general=notes_of(study))
-    shown = [(place, figure) for place in study.places for figure in figures(place)]
-    columns = tuple(Column(figure.title, figure.unit, place.title) for place, figure in shown)
     asked = "" if measure == "time" else measure
-    rows = tuple(
-        table_row(
-            row, [figure_entry(study, row, study.at(row, place), figure, notes, asked) for place, figure in shown]
-        )
-        for row in study.rows
-    )
-    return Table(measure, title, columns, rows, notes.listed(), split=True)
+
+    def filled(place: Place, figure: Figure) -> Filled:
+        column = Column(figure.title, figure.unit, place.title)
+        return column, lambda row: figure_entry(study, row, study.at(row, place), figure, notes, asked)
+
+    shown = [filled(place, figure) for place in study.places for figure in figures(place)]
+    return made(measure, title, study, shown, notes)
 
 
 def latency_figures(study: Study, place: Place) -> list[Figure]:

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 DASH = "—"
+NOT_IN_GRID = "not in grid"  # status of an entry for which the grid names no cell
 TERMINAL = 110  # columns
 SYMBOLS = {
     "†": "one seed: the interval is 1.96 standard errors of sampling and knows nothing of other seeds",
-    "↓": "below control: the mean is lower than that of a control that should be easy to beat",
+    "↓": "below control: the mean is worse than that of a control that should be easy to beat",
     "≠": "the count found is not the one the paper's closed form gives",
 }
 LATEX = {
@@ -38,16 +39,12 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """A figure with its unit. `group` is what the figure was taken on: a place or a model."""
+    """A figure with its unit. `group` is what the figure was taken on: a place, or a suite on a model."""
 
     title: str
     unit: str
     group: str
-    badge: str = ""
-
-    @property
-    def heading(self) -> str:
-        return f"{self.title} ({self.badge})" if self.badge else self.title
+    marks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -80,7 +77,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a table that is printed on its own, for every group of columns with the same contents."""
+    """The part of a table that is printed for the groups of columns that have the same contents."""
 
     groups: tuple[str, ...]
     columns: tuple[Column, ...]
@@ -89,28 +86,23 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """`notes` are (mark, text) pairs, the mark being empty for a note on the whole table.
-
-    A table with `split` is printed one block a group of columns; the others are printed whole.
-    """
+    """`notes` are (mark, text) pairs, the mark being empty for a note on the whole table."""
 
     name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
     notes: tuple[tuple[str, str], ...]
-    split: bool = False
 
     def blocks(self) -> tuple[Block, ...]:
-        groups = tuple(dict.fromkeys(column.group for column in self.columns))
-        if not self.split:
-            return (Block(groups, self.columns, self.rows),)
+        """What is printed: a block a group of columns, without the rows that have no cell there."""
         titles: dict[tuple, list[str]] = {}
-        for group in groups:
+        for group in dict.fromkeys(column.group for column in self.columns):
             chosen = [index for index, column in enumerate(self.columns) if column.group == group]
-            rows = tuple(replace(row, entries=tuple(row.entries[index] for index in chosen)) for row in self.rows)
+            rows = (replace(row, entries=tuple(row.entries[index] for index in chosen)) for row in self.rows)
+            kept = tuple(row for row in rows if any(entry.status != NOT_IN_GRID for entry in row.entries))
             columns = tuple(replace(self.columns[index], group="") for index in chosen)
-            titles.setdefault((columns, rows), []).append(group)
+            titles.setdefault((columns, kept), []).append(group)
         return tuple(Block(tuple(found), *contents) for contents, found in titles.items())
 
 
@@ -189,9 +181,7 @@ def to_frame(table: Table):
 def to_markdown(table: Table) -> str:
     parts = [f"## {markdown(table.title)}"]
     for block in table.blocks():
-        if table.split:
-            parts.append(f"### {markdown('; '.join(block.groups))}")
-        parts.append(markdown_block(block))
+        parts += [f"### {markdown('; '.join(block.groups))}", markdown_block(block)]
     parts.append("\n".join(f"- {f'[{mark}] ' if mark else ''}{markdown(text)}" for mark, text in table.notes))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -206,8 +196,8 @@ def markdown_block(block: Block) -> str:
 
 
 def markdown_heading(column: Column) -> str:
-    heading = f"{markdown(column.heading)}, {markdown(column.unit)}"
-    return f"{markdown(column.group)}<br>{heading}" if column.group else heading
+    marks = f" [{', '.join(column.marks)}]" if column.marks else ""
+    return f"{markdown(column.title)}, {markdown(column.unit)}{marks}"
 
 
 def markdown_entry(entry: Entry) -> str:
@@ -230,8 +220,7 @@ def to_latex(table: Table) -> str:
     parts = [r"\begin{table}[tbp]", r"\centering\small", rf"\caption{{{latex(table.title)}}}"]
     parts.append(rf"\label{{tab:{table.name}}}")
     for block in table.blocks():
-        if table.split:
-            parts.append(rf"\par\medskip\textbf{{{latex('; '.join(block.groups))}}}\par\smallskip")
+        parts.append(rf"\par\medskip\textbf{{{latex('; '.join(block.groups))}}}\par\smallskip")
         parts.append(latex_block(block))
     notes = [latex_marks(mark) + latex(text) + r"\par" for mark, text in table.notes]
     parts += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize\raggedright", *notes, r"\end{minipage}"]
@@ -240,27 +229,13 @@ def to_latex(table: Table) -> str:
 
 def latex_block(block: Block) -> str:
     lines = [rf"\begin{{tabular}}{{l{'r' * len(block.columns)}}}", r"\toprule"]
-    spans = group_spans(block.columns)
-    if any(group for group, _ in spans):
-        groups = [rf"\multicolumn{{{width}}}{{c}}{{{latex(group)}}}" for group, width in spans]
-        lines.append(latex_line(["", *groups]))
-    lines.append(latex_line(["method", *(latex(column.heading) for column in block.columns)]))
+    heads = (latex(column.title) + latex_marks(*column.marks) for column in block.columns)
+    lines.append(latex_line(["method", *heads]))
     lines.append(latex_line(["", *(latex(column.unit) for column in block.columns)]))
     for section, rows in sections(block.rows):
         lines += [r"\midrule", rf"\multicolumn{{{len(block.columns) + 1}}}{{l}}{{\emph{{{latex(section)}}}}} \\"]
         lines += [latex_line([latex(row.label), *map(latex_entry, row.entries)]) for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def group_spans(columns: Iterable[Column]) -> list[tuple[str, int]]:
-    """Neighbouring columns of one group, with their number."""
-    spans: list[tuple[str, int]] = []
-    for column in columns:
-        if spans and spans[-1][0] == column.group:
-            spans[-1] = (column.group, spans[-1][1] + 1)
-        else:
-            spans.append((column.group, 1))
-    return spans
 
 
 def latex_line(fields: Iterable[str]) -> str:
@@ -288,19 +263,14 @@ def to_text(table: Table) -> str:
     """The table for a terminal: a star marks bold, footnotes follow."""
     parts = [table.title]
     for block in table.blocks():
-        parts += ["; ".join(block.groups)] if table.split or len(block.groups) == 1 else []
-        parts.append(text_block(block))
+        parts += ["; ".join(block.groups), text_block(block)]
     parts.append("\n".join(text_note(mark, text) for mark, text in table.notes))
     return "\n\n".join(parts)
 
 
 def text_block(block: Block) -> str:
-    spans = group_spans(block.columns)
-    several = len(spans) > 1
-    lines = [["method", *(column.title for column in block.columns)], ["", *(column.unit for column in block.columns)]]
-    if several:
-        starts = [name if first else "" for name, width in spans for first in [True] + [False] * (width - 1)]
-        lines.insert(0, ["", *starts])
+    heads = [column.title + text_marks(column.marks) for column in block.columns]
+    lines = [["method", *heads], ["", *(column.unit for column in block.columns)]]
     body = [[row.label, *map(text_entry, row.entries)] for row in block.rows]
     widths = [max(map(len, column)) for column in zip(*lines, *body, strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
@@ -318,9 +288,13 @@ def text_line(fields: list[str], widths: list[int]) -> str:
 
 
 def text_entry(entry: Entry) -> str:
-    symbols = "".join(mark for mark in entry.marks if mark in SYMBOLS)
-    letters = ",".join(mark for mark in entry.marks if mark not in SYMBOLS)
-    return f"{'*' if entry.best else ''}{entry.text}{symbols}{f'[{letters}]' if letters else ''}"
+    return f"{'*' if entry.best else ''}{entry.text}{text_marks(entry.marks)}"
+
+
+def text_marks(marks: tuple[str, ...]) -> str:
+    symbols = "".join(mark for mark in marks if mark in SYMBOLS)
+    letters = ",".join(mark for mark in marks if mark not in SYMBOLS)
+    return f"{symbols}[{letters}]" if letters else symbols
 
 
 def text_note(mark: str, text: str) -> str:

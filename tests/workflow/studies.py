@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+from tasks.base import TaskInfo
 from workflow.cells import Cell
 from workflow.grid import BASE_RECIPE, Grid
 from workflow.versions import RESULT_SCHEMA
@@ -25,6 +27,39 @@ PROVENANCE = {
 }
 
 
+def task(suite: str, name: str, **more) -> TaskInfo:
+    """The facts of a made-up task: classification of texts by accuracy, if nothing else is said."""
+    facts = {"kind": "classification", "modality": "text", "fields": ("text",), "labels": ("a", "b")}
+    facts |= {"metrics": ("accuracy",), "primary": "accuracy", "max_length": 64, "title": name, "chance": 0.5}
+    return TaskInfo(suite=suite, name=name, **facts | more)
+
+
+ANSWERED = ("accuracy", "accuracy_flexible", "accuracy_likelihood", "unparsed", "nll")
+GENERATION = {"kind": "generation", "labels": (), "metrics": ANSWERED, "chance": None}
+TASKS = (
+    task("glue", "cola", metrics=("matthews", "accuracy"), primary="matthews", chance=0.0),
+    *(task("glue", name) for name in ("sst2", "mrpc", "rte")),
+    task("glue", "mnli", parts=("matched", "mismatched"), headline="matched"),
+    task("glue", "wnli", ranked=False),
+    *(task("demo_glue", name) for name in ("sst2", "acceptability", "entailment", "similarity")),
+    *(task("vtab", name, group="natural", modality="image") for name in ("cifar", "dtd", "pets")),
+    *(task("vtab", name, group="structured", modality="image") for name in ("clevr", "dsprites")),
+    task("math", "gsm8k", **GENERATION, select="nll"),
+    task("math", "math10k", **GENERATION, parts=("gsm8k", "svamp", "addsub"), contaminated=("addsub",)),
+)
+
+
+def suites() -> dict:
+    """Suites of the made-up tasks, in place of those of workflow.registry."""
+    found = {info.suite: {} for info in TASKS}
+    for info in TASKS:
+        found[info.suite][info.name] = info
+    return {
+        name: SimpleNamespace(tasks=tasks, facts=lambda task, protocol, tasks=tasks: tasks[task])
+        for name, tasks in found.items()
+    }
+
+
 def cell(method="lora", seed=0, task="sst2", model="minilm-l6", suite="glue", label=None, **more) -> Cell:
     identity = {
         "settings": {},
@@ -43,9 +78,10 @@ def grid(*cells: Cell, **more) -> Grid:
     return Grid(**{"name": "study", "path": Path("config/study.yaml"), "title": "A study", "cells": cells} | more)
 
 
-def result(of: Cell, value=0.9, stderr=0.01, metric="accuracy", trained=1000, **more) -> dict:
-    """A complete result that ended well; a section given as None is left out."""
-    scores = {metric: {"value": value, "stderr": stderr, "n": 500}}
+def result(of: Cell, value=0.9, stderr=0.01, metric="accuracy", trained=1000, others=None, n=500, **more) -> dict:
+    """A complete result that ended well; a section given as None is left out. `others`: values of further metrics."""
+    values = {metric: value} | (others or {})
+    scores = {name: {"value": value, "stderr": stderr, "n": n} for name, value in values.items()}
     timed = {"median": 0.002, "p25": 0.0019, "p75": 0.0022}
     document = {
         "schema": RESULT_SCHEMA,

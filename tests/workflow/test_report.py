@@ -5,10 +5,16 @@ from html.parser import HTMLParser
 
 import pytest
 
+from tests.workflow import studies
 from tests.workflow.studies import cell, failed, grid, result, store
-from workflow import quality, report, tables
+from workflow import quality, registry, report, tables
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
+
+
+@pytest.fixture(autouse=True)
+def made_up_tasks(monkeypatch):
+    monkeypatch.setattr(registry, "suites", studies.suites)
 
 
 class Page(HTMLParser):

@@ -5,9 +5,15 @@ import re
 import pandas as pd
 import pytest
 
+from tests.workflow import studies
 from tests.workflow.studies import cell, failed, grid, result, store
-from workflow import tables, typeset
+from workflow import registry, tables, typeset
 from workflow.registry import MethodInfo
+
+
+@pytest.fixture(autouse=True)
+def made_up_tasks(monkeypatch):
+    monkeypatch.setattr(registry, "suites", studies.suites)
 
 
 def scores(root, *documents, **options):
@@ -169,6 +175,12 @@ class TestAbsence:
     def test_a_cell_outside_the_grid_is_not_called_missing(self, tmp_path):
         table = scores(tmp_path, result(cell()), result(cell("vera", task="mrpc"))).accuracy
         assert entry(table, "lora", 1).text == entry(table, "vera", 0).text == "n/a"
+        assert ("", "n/a: the grid has no such cell.") in table.notes
+
+    def test_a_method_without_cells_in_a_block_is_not_printed_there(self, tmp_path):
+        table = scores(tmp_path, result(cell()), result(cell("vera", suite="vtab", task="dtd", model="vit"))).accuracy
+        assert [[row.label for row in block.rows] for block in table.blocks()] == [["lora"], ["vera"]]
+        assert "n/a" not in typeset.to_markdown(table)
 
     def test_absent_figures_are_dashes_with_a_footnote(self, tmp_path):
         built = scores(tmp_path, result(cell(), memory={"device": "cpu", "train_peak": 2**20}, latency=None))
@@ -262,11 +274,12 @@ class TestSummary:
             result(cell("vera"), 0.9),
             failed(cell("vera", task="mrpc"), "diverged", "loss is nan"),
         )
-        mean = column(built.summary, "mean of 2")
+        mean = column(built.summary, "mean of 2 of 5")
         assert entry(built.summary, "lora", mean).value == pytest.approx(80.0)
         assert entry(built.summary, "lora", mean).half == pytest.approx((1.96**2 * 2) ** 0.5 / 2)
         assert entry(built.summary, "vera", mean).text == "—"
-        assert "not every task" in notes_of(built.summary, entry(built.summary, "vera", mean))[0]
+        reason = notes_of(built.summary, entry(built.summary, "vera", mean))
+        assert reason == ["— incomplete: no figure of mrpc (diverged)"]
 
     def test_it_fits_a_terminal_with_three_tasks(self, tmp_path):
         tasks = ("acceptability", "entailment", "similarity")
@@ -279,6 +292,138 @@ class TestSummary:
         table = [line for line in text.split("\n\n")[2].splitlines()]
         assert max(map(len, table)) <= 110
         assert len({line.rstrip()[-4:] for line in table if set(line) == {"-"}}) == 1
+
+
+class TestMeans:
+    def vtab(self, root, *lost):
+        """LoRA on five tasks of two groups, scores 0.5, 0.6, …; the lost ones ran out of memory."""
+        names = ("cifar", "dtd", "pets", "clevr", "dsprites")
+        cells = [cell(suite="vtab", task=name, model="vit") for name in names]
+        made = [result(one, 0.5 + 0.1 * i) for i, one in enumerate(cells)]
+        made = [failed(one, "oom", "full") if one.task in lost else made[i] for i, one in enumerate(cells)]
+        return scores(root, *made)
+
+    def test_groups_their_mean_and_the_mean_over_tasks(self, tmp_path):
+        table = self.vtab(tmp_path).accuracy
+        found = {c.title: e.value for c, e in zip(table.columns, table.rows[0].entries, strict=True)}
+        assert found["natural, mean of 3"] == pytest.approx(60)
+        assert found["structured, mean of 2"] == pytest.approx(85)
+        assert found["mean of 2 groups"] == pytest.approx(72.5)
+        assert found["mean of 5 tasks"] == pytest.approx(70)
+
+    def test_a_lost_task_blanks_its_group_and_everything_above(self, tmp_path):
+        table = self.vtab(tmp_path, "dtd").accuracy
+        found = {c.title: e for c, e in zip(table.columns, table.rows[0].entries, strict=True)}
+        assert found["structured, mean of 2"].value == pytest.approx(85)
+        for title in ("natural, mean of 3", "mean of 2 groups", "mean of 5 tasks"):
+            assert notes_of(table, found[title]) == ["— incomplete: no figure of dtd (oom)"]
+
+    def test_the_summary_of_a_suite_with_groups_has_only_the_means(self, tmp_path):
+        titles = [c.title for c in self.vtab(tmp_path).summary.columns]
+        assert "cifar" not in titles and "mean of 5 tasks" in titles
+
+    def test_suites_and_models_are_not_mixed(self, tmp_path):
+        made = [
+            result(cell(suite=suite, task="sst2", model=model)) for suite in ("glue", "demo_glue") for model in "ab"
+        ]
+        built = scores(tmp_path, *made, result(cell(task="rte", model="a")))
+        means = [c for c in built.accuracy.columns if c.title.startswith("mean")]
+        assert [(c.group, c.title) for c in means] == [("glue, a", "mean of 2 of 5")]
+
+    def test_wnli_does_not_count(self, tmp_path):
+        table = scores(tmp_path, *(result(cell(task=name), 0.8) for name in ("sst2", "rte", "wnli"))).accuracy
+        assert [c.title for c in table.columns] == ["sst2", "rte", "wnli", "mean of 2 of 5"]
+        assert notes_of(table, table.columns[2]) == ["this task does not count in means over tasks"]
+
+    def test_tasks_with_several_metrics_have_a_mean_without_their_unit(self, tmp_path):
+        made = [result(cell(task="cola"), 0.5, metric="matthews"), result(cell(task="rte"), 0.7)]
+        assert scores(tmp_path, *made).accuracy.columns[-1].unit == "×100"
+
+
+class TestParts:
+    def test_each_part_beside_the_headline(self, tmp_path):
+        values = {"accuracy/matched": 0.8, "accuracy/mismatched": 0.7}
+        table = scores(tmp_path, result(cell(task="mnli"), 0.8, others=values)).parts
+        assert [c.title for c in table.columns] == ["headline: matched", "matched", "mismatched"]
+        assert [e.value for e in table.rows[0].entries] == pytest.approx([80, 80, 70])
+        note = "Test examples of glue/mnli, minilm-l6: matched 500, mismatched 500."
+        assert note in [text for _, text in table.notes]
+
+    def test_a_contaminated_part_is_marked(self, tmp_path):
+        values = {f"accuracy/{part}": 0.5 for part in ("gsm8k", "svamp", "addsub")}
+        table = scores(tmp_path, result(cell(suite="math", task="math10k"), 0.5, others=values)).parts
+        assert table.columns[0].title == "headline: mean of 2 parts"
+        assert [len(c.marks) for c in table.columns] == [0, 0, 0, 1]
+        assert "occur in the training data" in notes_of(table, table.columns[3])[0]
+
+    def test_the_best_of_a_part_is_bold_by_its_intervals(self, tmp_path):
+        made = [
+            result(cell(name, task="mnli"), 0.8, others={"accuracy/matched": 0.8, "accuracy/mismatched": other})
+            for name, other in (("lora", 0.7), ("vera", 0.9))
+        ]
+        table = scores(tmp_path, *made).parts
+        assert [entry(table, name, 2).best for name in ("lora", "vera")] == [False, True]
+
+    def test_there_is_no_table_without_parts(self, tmp_path):
+        built = scores(tmp_path, result(cell()))
+        assert built.parts is None and built.answers is None
+
+
+class TestAnswers:
+    def built(self, root, **more):
+        values = {"accuracy_flexible": 0.6, "accuracy_likelihood": 0.7, "unparsed": 0.25, "nll": 1.2345}
+        made = [
+            result(cell(suite="math", task="gsm8k", **more), 0.5, others=values, n=200),
+            result(cell("vera", suite="math", task="gsm8k", **more), 0.5, others=values | {"nll": 2.5}, n=200),
+        ]
+        return scores(root, *made)
+
+    def test_extractions_likelihood_and_size(self, tmp_path):
+        table = self.built(tmp_path).answers
+        assert [c.title for c in table.columns] == ["strict", "flexible", "likelihood", "unparsed", "nll", "test"]
+        assert [e.value for e in table.rows[0].entries] == pytest.approx([50, 60, 70, 25, 1.2345, 200])
+        assert entry(table, "lora", 4).text == "1.234 ±0.020"
+
+    def test_of_likelihoods_and_unparsed_texts_less_is_better(self, tmp_path):
+        table = self.built(tmp_path).answers
+        assert [entry(table, name, 4).best for name in ("lora", "vera")] == [True, False]
+
+    def test_a_cut_test_set_is_marked(self, tmp_path):
+        protocol = {"name": "p", "version": 1, "max_test": 200}
+        built = self.built(tmp_path, protocol=protocol)
+        for table in (built.accuracy, built.answers, built.summary):
+            column = next(c for c in table.columns if c.title in ("gsm8k", "strict"))
+            assert notes_of(table, column) == ["n = 200 test examples, cut by the protocol's max_test of 200"]
+
+    def test_a_test_set_that_is_smaller_than_the_cut_is_not(self, tmp_path):
+        protocol = {"name": "p", "version": 1, "max_test": 500}
+        assert self.built(tmp_path, protocol=protocol).accuracy.columns[0].marks == ()
+
+
+class TestCheckpoints:
+    def last(self, of):
+        made = result(of, 0.9)
+        made["metrics"] |= {"rule": "last"}
+        return made
+
+    def test_one_note_where_all_scores_share_it(self, tmp_path):
+        table = scores(tmp_path, self.last(cell()), self.last(cell("vera"))).accuracy
+        assert "Checkpoint of the scores: the last step." in [text for _, text in table.notes]
+
+    def test_columns_are_marked_where_they_differ(self, tmp_path):
+        table = scores(tmp_path, self.last(cell()), result(cell(suite="math", task="gsm8k"))).accuracy
+        assert [notes_of(table, c) for c in table.columns] == [
+            ["checkpoint: the last step"],
+            ["checkpoint: the evaluation that was best on validation data, by nll"],
+        ]
+
+    def test_a_row_that_differs_is_marked_unless_it_never_trained(self, tmp_path):
+        untrained = self.last(cell("untrained"))
+        untrained["training"] = {"steps": 0}
+        made = [result(cell("lora")), result(cell("oft")), self.last(cell("vera")), untrained]
+        table = scores(tmp_path, *made).accuracy
+        assert "checkpoint: the last step" in notes_of(table, entry(table, "vera"))
+        assert "checkpoint: the last step" not in notes_of(table, entry(table, "untrained"))
 
 
 class TestLabels:
@@ -374,7 +519,7 @@ class TestFiles:
 def test_tables_with_the_same_contents_are_printed_once():
     columns = tuple(typeset.Column("head", "parameters", group) for group in ("a", "b", "c"))
     entries = tuple(typeset.Entry(text) for text in ("2", "2", "3"))
-    table = typeset.Table("t", "T", columns, (typeset.TableRow("lora", "methods", entries),), (), split=True)
+    table = typeset.Table("t", "T", columns, (typeset.TableRow("lora", "methods", entries),), ())
     assert [block.groups for block in table.blocks()] == [("a", "b"), ("c",)]
 
 
