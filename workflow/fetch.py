@@ -130,11 +130,13 @@ def _identity(hub_id: str, revision: str) -> str:
 def _reason(problem: Exception) -> str:
     """One line on what went wrong, with the mend where access is what is missing."""
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     if isinstance(problem, GatedRepoError) or "gated" in str(problem).lower():
         return "gated; accept its licence on its page on the hub, then log in (`hf auth login`)"
     if isinstance(problem, RepositoryNotFoundError | DatasetNotFoundError):
         return "not on the hub, or not open to you; if it is private, log in (`hf auth login`)"
+    if isinstance(problem, ConnectionError | LocalEntryNotFoundError):
+        return "the hub cannot be reached, and its cache does not have this"
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     return f"{type(problem).__name__}: {lines[0] if lines else ''}"
