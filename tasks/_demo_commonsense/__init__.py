@@ -1,0 +1,1 @@
+"""What the demo suite of multiple choice knows, and the items made from it."""
