@@ -35,7 +35,7 @@ def encode(
     limit = min(max_length or info.max_length, backbone.shape.tokens or 1 << 30)
     tokenizer = backbone.tokenizer
     if info.kind != "generation":
-        segments = backbone.shape.kind == "encoder"
+        segments = getattr(backbone.model.config, "type_vocab_size", 1) > 1
         name = ("text", limit, segments)
         ids, types, cut = _cached(name, split, tokenizer, lambda: _texts(split.inputs, tokenizer, limit, segments))
         return Encoded(_class_ids(split), ids, types, pad=padding(tokenizer), cut=cut)

@@ -36,6 +36,7 @@ def save(cell: Cell, suite: Suite, result: Path, method: Method) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file({name: tensor.cpu() for name, tensor in method.state_dict().items()}, temporary)
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

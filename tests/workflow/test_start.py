@@ -16,11 +16,12 @@ from tests.workflow import projects
 from tests.workflow.test_snakefile import dry_run
 from workflow import cell as cells
 from workflow import entry, grid, results, start
+from workflow.__main__ import main
 
 SPLITS = {"mnli": ("train", "validation_matched", "validation_mismatched"), "rte": ("train", "validation")}
 GRID = """
 tasks: {glue: [rte]}
-models: [tiny-bert]
+models: [tiny-roberta]
 methods: [lora]
 seeds: [0, 1]
 protocol: {glue: {name: mnli-start}}
@@ -55,7 +56,7 @@ def study(tmp_path, monkeypatch):
 
 def attached(seed=0):
     """LoRA on a tiny network, with values that are not its first ones if a seed is given."""
-    method, on = LoRA.create({}), backbone("tiny-bert")
+    method, on = LoRA.create({}), backbone("tiny-roberta")
     attach(method, on)
     if seed:
         lively(method.parts, seed=seed)
@@ -160,3 +161,13 @@ def test_a_newer_start_does_not_make_a_finished_cell_run_again(study, tmp_path):
         os.utime(cell.path, (1e9 + (cell.task == "mnli"),) * 2)
     shown = dry_run(tmp_path)
     assert "rule tables" in shown and "rule cell" not in shown
+
+
+def test_retry_takes_along_what_failed_for_want_of_its_start(study, tmp_path):
+    made, mnli, rte = study
+    projects.store(mnli, tmp_path, "oom")
+    projects.store(rte, tmp_path, "error")
+    other = next(cell for cell in made.cells if cell.start and cell.seed == 1)
+    projects.store(other, tmp_path, "error")
+    assert main(["retry", "--grid", "grid.yaml", "--status", "oom"]) == 0
+    assert [cell.path.exists() for cell in (mnli, rte, other)] == [False, False, True]
