@@ -20,7 +20,9 @@ INTRODUCTION = """# Suites and protocols
 
 Made from the suite files by `python -m workflow protocols --write`; edit those, not this page. [suites.md](suites.md)
 says what the words mean, where data comes from and what a protocol's version is for. The first protocol of a suite is
-its default; a grid picks another, and sets options, under `protocol:`.
+its default; a grid picks another, and sets options, under `protocol:`. The primary metric, that of the tables, is in
+bold; `length` is where examples are cut, `answer` how much is generated at most, `chosen by` the metric that chooses on
+validation data where that is not the primary one.
 """
 LONGEST_LABELS = 6  # more of them are counted, not listed
 COMMAND = "python -m workflow protocols --lock"
@@ -53,11 +55,13 @@ def _readable(suites: Mapping[str, Any]) -> Mapping[str, Suite]:
 def _section(suite: Suite) -> str:
     demo = ", demo" if suite.demo else ""
     rows = [_facts(info) for info in suite.tasks.values()]
-    used = [name for name in rows[0] if any(row[name] for row in rows)]
+    own = [name for name in rows[0] if len(rows) == 1 or len({row[name] for row in rows}) > 1]
+    common = [f"{name} {value}" for name, value in rows[0].items() if name not in own and value]
     return "\n".join(
         [
             f"## {suite.title} (`{suite.name}`, version {suite.version}{demo})\n",
-            _table([{name: row[name] for name in used} for row in rows]),
+            *([f"All tasks: {'; '.join(common)}.\n"] if common else []),
+            _table([{name: row[name] for name in own if any(row[name] for row in rows)} for row in rows]),
             *_recipes(suite),
             *(part for protocol in suite.protocols for part in _protocol(suite, protocol)),
         ]
@@ -65,7 +69,7 @@ def _section(suite: Suite) -> str:
 
 
 def _facts(info: TaskInfo) -> dict[str, str]:
-    """A row of the table of tasks; columns that stay empty for a whole suite are left out of it."""
+    """A row of the table of tasks, from which what all tasks have in common is then taken out."""
     labels = ", ".join(info.labels) if len(info.labels) <= LONGEST_LABELS else f"{len(info.labels)} classes"
     length = f"{info.max_length} tokens" if info.max_length else ""
     answer = f"{info.new_tokens} tokens" if info.new_tokens else ""
@@ -135,7 +139,7 @@ def _changed(suite: Suite, protocol: Protocol) -> list[str]:
 def _value(value: object) -> str:
     if isinstance(value, tuple) and len(value) > LONGEST_LABELS:
         return f"{len(value)} values"
-    return (", ".join(map(str, value)) if isinstance(value, tuple) else json.dumps(value)) or "none"
+    return (", ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
 
 
 def _table(rows: list[dict[str, str]]) -> str:

@@ -177,10 +177,12 @@ class TestThePage:
         expected = """
             ## Colours (`colours`, version 1)
 
-            | task | title | kind | fields | labels | metrics | chance | length |
-            | --- | --- | --- | --- | --- | --- | --- | --- |
-            | `one` | One | classification | word | red, blue | **accuracy** | 0.5 | 32 tokens |
-            | `two` | Two | classification (image) |  | 8 classes | f1, **accuracy** |  | 32 tokens |
+            All tasks: length 32 tokens.
+
+            | task | title | kind | fields | labels | metrics | chance |
+            | --- | --- | --- | --- | --- | --- | --- |
+            | `one` | One | classification | word | red, blue | **accuracy** | 0.5 |
+            | `two` | Two | classification (image) |  | 8 classes | f1, **accuracy** |  |
 
             Recipe defaults:
 
