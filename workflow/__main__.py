@@ -223,6 +223,8 @@ def retry(options: argparse.Namespace) -> None:
 def protocols(options: argparse.Namespace) -> None:
     from workflow import protocols
 
+    if options.same_numbers and not options.lock:
+        raise AtlasError("--same-numbers says something of --lock", key="--same-numbers", mend="give both")
     if options.lock:
         print("\n".join(protocols.lock(options.same_numbers)) or "the lock is up to date")
     elif options.write:

@@ -88,6 +88,7 @@ def _facts(info: TaskInfo) -> dict[str, str]:
         "parts": ", ".join(info.parts),
         "headline": (info.headline if info.parts else ""),
         "contaminated": ", ".join(info.contaminated),
+        "in means": "" if info.ranked else "no",
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.workflow import projects
 from workflow import protocols
+from workflow.__main__ import main
 from workflow.errors import AtlasError
 from workflow.registry import BrokenSuite
 
@@ -163,6 +164,9 @@ class TestTheLock:
         assert all("it is recorded and gone" in p for p in protocols.check(path, {}))
         protocols.lock(path=path, suites={})
         assert protocols.check(path, {}) == []
+
+    def test_a_promise_without_a_lock_is_refused(self, capsys):
+        assert main(["protocols", "--same-numbers"]) == 2 and "give both" in capsys.readouterr().err
 
     def test_is_up_to_date(self):
         assert "\n".join(protocols.check()) == ""
