@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from workflow.outcomes import Place, Row, Study, count_mismatches
-from workflow.standing import Standing
+from workflow.standing import Standing, score
+from workflow.tables import cut_test
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ MEANING = {
     "missing cells": "The grid names the cell, but it has not run.",
     "unsupported cells": "The method says that it cannot work here.",
     "below control": "A method that a control beats is more likely broken, or badly set, than bad.",
+    "unparsed answers": "Texts without an answer count as wrong: the score says as much of the form as of the answer.",
+    "cut test sets": "Scores on a part of the test split are not those on all of it.",
     "parameter counts": "Counts that are not what the paper's closed form gives.",
     "one seed": "The interval is that of sampling; another seed could move the score by more.",
 }
@@ -39,6 +42,8 @@ def findings(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> list[Fin
         *broken_plugins(study),
         *failed_cells(study),
         *below_control(ranked),
+        *unparsed_answers(study),
+        *cut_test_sets(study),
         *mismatches(study),
         *one_seed(ranked),
     ]
@@ -67,6 +72,21 @@ def below_control(ranked: dict[Place, dict[Row, Standing]]) -> Iterator[Finding]
             if standing.below:
                 text = f"{standing.score.mean:.1f}, below {', '.join(standing.below)}"
                 yield Finding("below control", "warning", f"{row.label} on {place.title}", text)
+
+
+def unparsed_answers(study: Study) -> Iterator[Finding]:
+    """Methods, controls apart, of whose texts more than a tenth have no answer."""
+    for (row, place), outcomes in study.outcomes.items():
+        found = None if row.control else score(outcomes, "unparsed")
+        if found and found.mean > 10:
+            text = f"{found.mean:.0f} % of the texts have no strict answer"
+            yield Finding("unparsed answers", "warning", f"{row.label} on {place.title}", text)
+
+
+def cut_test_sets(study: Study) -> Iterator[Finding]:
+    for place in study.places:
+        if text := cut_test(study, place):
+            yield Finding("cut test sets", "note", place.title, text)
 
 
 def mismatches(study: Study) -> Iterator[Finding]:

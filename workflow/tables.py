@@ -321,12 +321,12 @@ def summary_columns(
 ) -> list[Filled]:
     """Of a suite whose tasks have groups only the means are shown."""
     family = places[0].family
-    means = mean_columns(study, places, ranked, notes)
-    if len(means) > 1:
+    averages = mean_columns(study, places, ranked, notes)
+    if len(averages) > 1:
         notes.general.append(f"The tasks of {family} one by one are in the table of accuracy.")
-        scores = means
+        scores = averages
     else:
-        scores = score_columns(study, places, ranked, notes) + means
+        scores = score_columns(study, places, ranked, notes) + averages
 
     def over(figure: Figure, combine: Callable[[Sequence[float]], float], measure: str = "") -> Callable[[Row], Entry]:
         return lambda row: over_tasks(study, row, places, figure, combine, notes, measure)
@@ -398,7 +398,8 @@ def mean_columns(
     def filled(one: Mean) -> Filled:
         found = {row: own for row in study.rows if (own := one.of(row, ranked))}
         units = {unit_of(study, place) for place in one.places}
-        column = Column(one.title, units.pop() if len(units) == 1 else "×100", places[0].family)
+        marks = dict.fromkeys(mark for place in one.places for mark in column_marks(study, place, notes))
+        column = Column(one.title, units.pop() if len(units) == 1 else "×100", places[0].family, tuple(marks))
         return column, lambda row: mean_entry(study, row, one.places, found, notes)
 
     return [filled(one) for one in means(study, places)]
@@ -476,21 +477,22 @@ def part_columns(study: Study, place: Place, ranked: dict[Row, Standing], notes:
     facts, primary, unit = study.facts[place], study.metric(place), unit_of(study, place)
     counted = len(facts.parts) - len(facts.contaminated)
     over = f"mean of {counted} parts" if facts.headline == "mean" else facts.headline
+    shared = column_marks(study, place, notes)
     sizes = {part: test_sizes(study, place, f"{primary}/{part}") for part in facts.parts}
     counts = [f"{part} {' or '.join(f'{n:,}' for n in found)}" for part, found in sizes.items() if found]
     if counts:
         notes.general.append(f"Test examples of {place.title}: {', '.join(counts)}.")
 
     def filled(part: str) -> Filled:
-        marks = ()
+        marks = shared
         if part in facts.contaminated:
             text = "test questions of this part occur in the training data; it does not count in the mean"
-            marks = (notes.add(text),)
+            marks += (notes.add(text),)
         metric = f"{primary}/{part}"
         own = standings(study, place, metric)
         return Column(part, unit, place.title, marks), lambda row: score_entry(study, row, place, own, notes, metric)
 
-    headline = Column(f"headline: {over}", unit, place.title, column_marks(study, place, notes))
+    headline = Column(f"headline: {over}", unit, place.title, shared)
     first = (headline, lambda row: score_entry(study, row, place, ranked, notes))
     return [first, *(filled(part) for part in facts.parts)]
 

@@ -21,3 +21,8 @@ function compare(a, b, direction) {
     return (a.dataset.value === undefined) - (b.dataset.value === undefined);
   return direction * (a.dataset.value - b.dataset.value);
 }
+
+// What is folded is printed too.
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+});

@@ -116,6 +116,36 @@ def test_the_quality_section_names_what_to_look_at(demo):
     assert kinds["one seed"].text == "every score"
 
 
+def test_texts_without_an_answer_and_cut_test_sets_are_findings(tmp_path):
+    of = cell(suite="math", task="gsm8k", protocol={"name": "p", "version": 1, "max_test": 500})
+    store(tmp_path, result(of, 0.5, others={"unparsed": 0.25}))
+    built = tables.build(grid(of), tmp_path)
+    found = {finding.kind: finding.text for finding in quality.findings(built.study, built.ranked)}
+    assert found["unparsed answers"] == "25 % of the texts have no strict answer"
+    assert found["cut test sets"] == "n = 500 test examples, cut by the protocol's max_test of 500"
+
+
+def test_parts_and_answers_have_sections_only_where_there_are_such_tasks(demo, text, tmp_path):
+    assert 'id="parts"' not in text and 'id="answers"' not in text
+    values = {f"accuracy/{part}": 0.5 for part in ("gsm8k", "svamp", "addsub")}
+    of = cell(suite="math", task="math10k")
+    store(tmp_path, result(of, 0.5, others=values))
+    page = Page(report.build(grid(of), tmp_path).read_text())
+    assert {"parts", "answers"} <= {attributes.get("id") for attributes in page.all("section")}
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    assert {attributes["href"][1:] for attributes in page.all("a")} <= ids
+
+
+def test_many_tables_are_folded(tmp_path):
+    names = ("cifar", "dtd", "pets", "clevr", "dsprites")
+    cells = [cell(suite="vtab", task=name, model=model) for name in names for model in ("a", "b")]
+    store(tmp_path, *(result(one, latency=None, trained=100 + i) for i, one in enumerate(cells)))
+    page = Page(report.build(grid(*cells), tmp_path).read_text())
+    folded = [attributes for attributes in page.all("details") if attributes.get("class") == "block"]
+    assert len(folded) == 10  # of parameters; memory, time and latency are the same everywhere
+    assert len(page.all("caption")) == len(page.all("table"))
+
+
 def test_provenance_gives_distinct_values(demo):
     other = result(cell("lora", suite="demo_glue"), 0.93)
     other["provenance"] = other["provenance"] | {"host": "node2", "git": {"commit": "f" * 40, "dirty": True}}

@@ -388,6 +388,11 @@ class TestAnswers:
         table = self.built(tmp_path).answers
         assert [entry(table, name, 4).best for name in ("lora", "vera")] == [True, False]
 
+    @pytest.mark.parametrize("value", [-0.5, 1e6])
+    def test_a_likelihood_may_be_any_number(self, tmp_path, value):
+        table = scores(tmp_path, result(cell(suite="math", task="gsm8k"), 0.5, others={"nll": value})).answers
+        assert entry(table, "lora", 4).value == value
+
     def test_a_cut_test_set_is_marked(self, tmp_path):
         protocol = {"name": "p", "version": 1, "max_test": 200}
         built = self.built(tmp_path, protocol=protocol)
