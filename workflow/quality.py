@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from workflow.outcomes import Place, Row, Study, count_mismatches
 from workflow.standing import Standing, score
-from workflow.tables import cut_test
+from workflow.table_scores import cut_test
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 from workflow import quality, tables
 from workflow.figures import Drawing, score_against_parameters
 from workflow.outcomes import Study
+from workflow.table_costs import results_with
+from workflow.table_scores import unit_of
 from workflow.typeset import sections
 
 REPORTS = Path(__file__).parent.parent / "reports"
@@ -62,7 +64,7 @@ def render(built: tables.Tables) -> str:
 
 def drawings(built: tables.Tables) -> list[Drawing]:
     drawn = (
-        score_against_parameters(built.study, place, ranked, tables.unit_of(built.study, place))
+        score_against_parameters(built.study, place, ranked, unit_of(built.study, place))
         for place, ranked in built.ranked.items()
     )
     return [drawing for drawing in drawn if drawing]
@@ -97,7 +99,7 @@ def provenance(study: Study) -> list[tuple[str, list[Fact]]]:
 
 
 def provenances(study: Study) -> list[dict]:
-    return [result["provenance"] for result in tables.results_with(study, "provenance")]
+    return [result["provenance"] for result in results_with(study, "provenance")]
 
 
 def recorded(name: str, records: list[dict]) -> Fact:

@@ -1,0 +1,211 @@
+"""The tables of costs: parameters, memory, training time and latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from workflow.outcomes import Outcome, Place, Row, Study, count_mismatches
+from workflow.table_columns import Figure, Filled, absent, figure_entry, incomplete, made, whole
+from workflow.typeset import Column, Entry, Notes, Table, significant
+
+MIB = 2**20
+MEMORY = (
+    Figure("training peak", "MiB", ("memory", "train_peak"), MIB, max),
+    Figure("training reserved", "MiB", ("memory", "train_reserved"), MIB, max),
+    Figure("inference peak", "MiB", ("memory", "inference_peak"), MIB, max),
+    Figure("load peak", "MiB", ("memory", "load_peak"), MIB, max),
+)
+TIME = (
+    Figure("training", "s", ("time", "train")),
+    Figure("step median", "ms", ("time", "step_median"), 1e-3),
+    Figure("step p95", "ms", ("time", "step_p95"), 1e-3),
+    Figure("throughput", "tokens/s", ("time", "tokens_per_s")),
+    Figure("throughput", "examples/s", ("time", "examples_per_s")),
+)
+STEP, TRAIN_PEAK = TIME[1], MEMORY[0]
+STORED = Figure("stored", "MiB", ("parameters", "stored_bytes"), MIB, max)
+
+
+def over_tasks(
+    study: Study,
+    row: Row,
+    places: tuple[Place, ...],
+    figure: Figure,
+    combine: Callable[[Sequence[float]], float],
+    notes: Notes,
+    measure: str = "",
+) -> Entry:
+    """A cost over the tasks of a suite on a model, only where every task has one."""
+    entries = [figure_entry(study, row, study.at(row, place), figure, Notes(), measure) for place in places]
+    values = [entry.value for entry in entries if entry.value is not None]
+    if len(values) == len(places):
+        value = combine(values)
+        return Entry(figure.show(value), value)
+
+    def has(found: Sequence[Outcome]) -> bool:
+        return any(outcome.ok and outcome.figure(*figure.path) is not None for outcome in found)
+
+    return incomplete(study, row, places, notes, has, measure)
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+def parameters(study: Study, title: str) -> Table:
+    notes = Notes(
+        general=[
+            "Trained: the method's own parameters (peak over training; peak / mean / final where they differ); the "
+            "task's head is counted apart. %: trained parameters over the backbone's parameters. Stored: bytes of the "
+            "method's own state. Added: parameters that inference carries beside the backbone's. Figures of failed "
+            "cells are shown where they were taken before the failure.",
+        ]
+    )
+    filled = [column for place in study.places for column in parameter_columns(study, place, notes)]
+    return made("parameters", f"Parameters: {title}", study, filled, notes)
+
+
+def parameter_columns(study: Study, place: Place, notes: Notes) -> list[Filled]:
+    def counted(title: str, unit: str, name: str, show: Callable[[float], str] = whole, divisor: float = 1) -> Filled:
+        path = ("parameters", name)
+        return Column(title, unit, place.title), lambda row: count_entry(
+            study, row, study.at(row, place), path, notes, show, divisor
+        )
+
+    return [
+        counted("backbone", "parameters", "backbone"),
+        (
+            Column("trained", "parameters", place.title),
+            lambda row: trained_entry(study, row, study.at(row, place), notes),
+        ),
+        (
+            Column("trained", "% of backbone", place.title),
+            lambda row: share_entry(study, row, study.at(row, place), notes),
+        ),
+        counted("head", "parameters", "head"),
+        counted("stored", "MiB", "stored_bytes", significant, MIB),
+        counted("head stored", "MiB", "head_bytes", significant, MIB),
+        counted("added at inference", "parameters", "added_at_inference"),
+    ]
+
+
+def count_entry(
+    study: Study,
+    row: Row,
+    found: Sequence[Outcome],
+    path: tuple[str, ...],
+    notes: Notes,
+    show: Callable[[float], str] = whole,
+    divisor: float = 1,
+) -> Entry:
+    """A count of any cell that got as far as counting; low to high where seeds or tasks differ, the value the high."""
+    values = [value / divisor for outcome in found if (value := outcome.figure(*path)) is not None]
+    if not values:
+        return absent(study, row, found, notes)
+    low, high = min(values), max(values)
+    return Entry(show(high) if low == high else f"{show(low)}–{show(high)}", high)
+
+
+def trained_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes) -> Entry:
+    entry = count_entry(study, row, found, ("parameters", "trained", "peak"), notes)
+    if entry.value is None:
+        return entry
+    for outcome in found:
+        trained = outcome.result.get("parameters", {}).get("trained", {})
+        steps = [trained[name] for name in ("peak", "mean", "final") if name in trained]
+        if len(set(steps)) > 1:
+            shown = " / ".join(map(whole, steps))
+            entry = entry.marked(notes.add(f"trained parameters change over training: {shown} (peak / mean / final)"))
+        attached, optimized = trained.get("attached"), trained.get("after_optimizer")
+        if attached is not None and optimized is not None and attached != optimized:
+            entry = entry.marked(notes.add(f"{attached:,} attached, {optimized:,} after the optimizer is built"))
+        for sentence in count_mismatches(outcome):
+            entry = entry.marked(notes.case("≠", f"{row.label} on {outcome.cell.model}, {sentence}"))
+    return Entry(entry.text, entry.value, marks=tuple(dict.fromkeys(entry.marks)))
+
+
+def share_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes) -> Entry:
+    """Peak trained parameters in per cent of the backbone's parameters."""
+    shares = [
+        100 * peak / backbone
+        for outcome in found
+        if (peak := outcome.figure("parameters", "trained", "peak")) is not None
+        and (backbone := outcome.figure("parameters", "backbone"))
+    ]
+    return Entry(significant(max(shares)), max(shares)) if shares else absent(study, row, found, notes)
+
+
+# --- memory, time, latency --------------------------------------------------------------------------------------------
+
+
+def costs(
+    study: Study,
+    measure: str,
+    title: str,
+    figures: Callable[[Place], Sequence[Figure]],
+    notes_of: Callable[[Study], list[str]],
+) -> Table:
+    notes = Notes(general=notes_of(study))
+    asked = "" if measure == "time" else measure
+
+    def filled(place: Place, figure: Figure) -> Filled:
+        column = Column(figure.title, figure.unit, place.title)
+        return column, lambda row: figure_entry(study, row, study.at(row, place), figure, notes, asked)
+
+    shown = [filled(place, figure) for place in study.places for figure in figures(place)]
+    return made(measure, title, study, shown, notes)
+
+
+def latency_figures(study: Study, place: Place) -> list[Figure]:
+    """Bare, attached and merged at every batch size that any result of this place was timed at."""
+    sizes = {
+        int(name.removeprefix("batch_"))
+        for row in study.rows
+        for outcome in study.at(row, place)
+        for name in outcome.result.get("latency", {})
+        if name.removeprefix("batch_").isdigit()
+    }
+    return [
+        Figure(f"{state}, batch {size}", "ms", ("latency", f"batch_{size}", state, "median"), 1e-3)
+        for size in sorted(sizes or {1})
+        for state in ("bare", "attached", "merged")
+    ]
+
+
+def memory_notes(study: Study) -> list[str]:
+    about = "Peaks of one phase each, reset in between; largest over seeds. Reserved is what the allocator held."
+    return [about, *taken_on(study, ("memory", "device"), "memory of")]
+
+
+def time_notes(study: Study) -> list[str]:
+    about = "Training is without evaluation, loading and saving. p95: 95 in 100 steps are faster. Median over seeds."
+    return [about, *machines(study)]
+
+
+def latency_notes(study: Study) -> list[str]:
+    about = (
+        "Median time of one forward pass. Bare: the backbone without the method. Attached: with the method. Merged: "
+        "with the method folded into the weights. Median over seeds."
+    )
+    return [about, *taken_on(study, ("latency", "length"), "sequence length"), *machines(study)]
+
+
+def taken_on(study: Study, path: tuple[str, str], name: str) -> list[str]:
+    section, key = path
+    values = dict.fromkeys(str(found[section][key]) for found in results_with(study, section) if key in found[section])
+    return [f"Measured on: {name} {', '.join(values)}."] if values else []
+
+
+def machines(study: Study) -> list[str]:
+    """The devices the times were taken on, with a warning where there is more than one machine."""
+    taken = dict.fromkeys(
+        f"{found['provenance'].get('device', 'unknown device')} of {found['provenance'].get('host', 'unknown host')}"
+        for found in results_with(study, "provenance")
+    )
+    if not taken:
+        return []
+    warning = " More than one machine: compare times only within one." if len(taken) > 1 else ""
+    return [f"Machine: {'; '.join(taken)}.{warning}"]
+
+
+def results_with(study: Study, section: str) -> list[dict]:
+    return [outcome.result for outcome in study.all() if isinstance(outcome.result.get(section), dict)]
