@@ -119,25 +119,22 @@ def _pretrained(entry: ModelEntry, auto, options: dict, dtype: torch.dtype):
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    from models.attention import NAME
+
+    options |= {"dtype": dtype, "attn_implementation": NAME, "use_safetensors": True}
+    return _from_pretrained(entry, "weights", auto, options)
+
+
+def _from_pretrained(entry: ModelEntry, what: str, auto, options: dict):
     where = folder(entry)
     revision = {"revision": entry.revision} if entry.source == "hub" else {}
     try:
-        from models.attention import NAME
-
-        return auto.from_pretrained(
-            where,
-            dtype=dtype,
-            attn_implementation=NAME,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **revision,
-            **options,
-        )
+        return auto.from_pretrained(where, trust_remote_code=False, **revision, **options)
     except OSError as problem:
         fetch = "run `snakemake fetch --config grid=FILE` where there is a network"
         hint = fetch if entry.source == "hub" else "reinstall the package"
         first = str(problem).splitlines()[0]
-        raise AtlasError(f"weights of '{entry.name}' cannot be loaded: {first}", file=where, mend=hint) from problem
+        raise AtlasError(f"{what} of '{entry.name}' cannot be loaded: {first}", file=where, mend=hint) from problem
 
 
 def _from_configuration(config, auto, options: dict, dtype: torch.dtype, weights: Weights, seed: int):
@@ -157,8 +154,7 @@ def _tokenizer(entry: ModelEntry, kind: str):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers import AutoTokenizer
 
-    revision = {"revision": entry.revision} if entry.source == "hub" else {}
-    return AutoTokenizer.from_pretrained(folder(entry), **revision)
+    return _from_pretrained(entry, "the tokenizer", AutoTokenizer, {})
 
 
 def _width(config) -> int:

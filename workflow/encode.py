@@ -68,7 +68,11 @@ def _texts(inputs: Sequence[tuple[str, ...]], tokenizer: Any, limit: int, segmen
     found = tokenizer(*columns, truncation=True, max_length=limit, return_attention_mask=False)
     ids = Ragged.of(found["input_ids"])
     types = Ragged.of(found["token_type_ids"]) if segments and "token_type_ids" in found else None
-    return ids, types, int((ids.lengths >= limit).sum())
+    if encodings := getattr(found, "encodings", None):
+        cut = sum(bool(encoding.overflowing) for encoding in encodings)
+    else:
+        cut = int((ids.lengths >= limit).sum())
+    return ids, types, cut
 
 
 def prompt_ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
