@@ -73,6 +73,7 @@ def _task(name: str, title: str, parts: Sequence[str]) -> TaskInfo:
         chance=_chance(parts),
         select="nll",
         parts=tuple(parts) if name == JOINT else (),
+        ranked=name != JOINT,
         new_tokens=16,
     )
 

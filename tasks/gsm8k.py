@@ -123,6 +123,7 @@ def _task(name: str, title: str) -> TaskInfo:
         new_tokens=256,
         title=title,
         chance=0.0,
+        ranked=False,  # two ways of training for one test set
     )
 
 

@@ -121,6 +121,7 @@ def _task(name: str, title: str, contaminated: tuple[str, ...]) -> TaskInfo:
         title=title,
         parts=tuple(TESTS),
         contaminated=contaminated,
+        ranked=False,  # the tasks are training sets for one set of tests
     )
 
 

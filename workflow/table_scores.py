@@ -132,9 +132,11 @@ def seeds_note(study: Study) -> str:
 def score_columns(
     study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]], notes: Notes
 ) -> list[Filled]:
+    averaged = bool(means(study, places))
+
     def filled(place: Place) -> Filled:
         marks = column_marks(study, place, notes)
-        if not study.facts[place].ranked:
+        if averaged and not study.facts[place].ranked:
             marks += (notes.add("this task does not count in means over tasks"),)
         column = Column(place.task, unit_of(study, place), place.family, marks)
         return column, lambda row: score_entry(study, row, place, ranked[place], notes)
