@@ -222,10 +222,10 @@ class Suite:
         """`selected` or `last`: the checkpoint whose number the tables show."""
         return next(p.report for p in self.protocols if p.name == protocol["name"])
 
-    def extract(self, task: str, protocol: Mapping[str, Any], text: str) -> dict[str, str]:
-        """Generation: the answers found in a generated text, by rule: `strict`, and `flexible` if there is one.
+    def extract(self, task: str, protocol: Mapping[str, Any], text: str, prompt: str = "") -> dict[str, str]:
+        """Generation: the answers found in a text generated after a prompt, by rule: `strict`, and `flexible`.
 
-        An answer is in the one form that `Split.answers` has too, so that equal answers are equal strings; "" where
+        task: of a test with parts, the part. An answer is in the one form that `Split.answers` has too, so that equal answers are equal strings; "" where
         none is found.
         """
         raise NotImplementedError

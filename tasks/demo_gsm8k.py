@@ -83,7 +83,7 @@ the number marked, `accuracy_flexible` takes the last one. The table shows the l
         self.info(task)
         return {"batch_size": 8, "epochs": 1}
 
-    def extract(self, task: str, protocol: Mapping[str, Any], text: str) -> dict[str, str]:
+    def extract(self, task: str, protocol: Mapping[str, Any], text: str, prompt: str = "") -> dict[str, str]:
         return {"strict": _answers.strict(text), "flexible": _answers.last(text)}
 
     def load(self, task: str, protocol: Mapping[str, Any], data_root: Path | None) -> TaskData:

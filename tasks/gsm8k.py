@@ -152,7 +152,7 @@ class GSM8K(Suite):
         info = replace(self.info(task), new_tokens=protocol["new_tokens"])
         return replace(info, max_length=768, total_tokens=800, learn="all") if _is_peft(protocol) else info
 
-    def extract(self, task: str, protocol: Mapping[str, Any], text: str) -> dict[str, str]:
+    def extract(self, task: str, protocol: Mapping[str, Any], text: str, prompt: str = "") -> dict[str, str]:
         return {"strict": _answers.strict(text), "flexible": _answers.last(text)}
 
     def sources(self, task: str, protocol: Mapping[str, Any]) -> list[Source]:

@@ -159,7 +159,7 @@ class MathReasoning(Suite):
         contaminated = tuple(part for part in info.contaminated if part in parts)
         return replace(info, parts=parts, contaminated=contaminated, new_tokens=protocol["new_tokens"])
 
-    def extract(self, task: str, protocol: Mapping[str, Any], text: str) -> dict[str, str]:
+    def extract(self, task: str, protocol: Mapping[str, Any], text: str, prompt: str = "") -> dict[str, str]:
         """`task` is the test set that the text answers."""
         if task == "aqua":
             letter, marked = LETTER.search(text), MARKED_LETTER.search(text)

@@ -162,7 +162,8 @@ class Scorer:
         """Generate, extract, and note texts and answers."""
         texts = self._generate(encode.prompts(split, self.backbone))
         tasks = split.parts.tolist() if self.info.parts else [self.info.name] * len(texts)
-        answers = [self.suite.extract(task, self.protocol, text) for task, text in zip(tasks, texts, strict=True)]
+        rows = zip(tasks, texts, split.inputs, strict=True)
+        answers = [self.suite.extract(task, self.protocol, text, prompt) for task, text, (prompt,) in rows]
         found.texts = np.array(texts, object)
         found.answers = {rule: np.array([answer[rule] for answer in answers]) for rule in answers[0]}
         found.predicted, found.reference = found.answers["strict"], np.asarray(split.answers)

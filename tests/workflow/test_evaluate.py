@@ -50,7 +50,7 @@ def scorer(name: str = "tiny-llama", info: TaskInfo = INFO, extract=None) -> Sco
     backbone.train(False)
     method = Untrained()
     attach(method, backbone)
-    suite = SimpleNamespace(extract=extract or (lambda task, protocol, text: {"strict": "", "flexible": ""}))
+    suite = SimpleNamespace(extract=extract or (lambda task, protocol, text, prompt: {"strict": "", "flexible": ""}))
     return Scorer(suite, info, {}, backbone, method)
 
 
@@ -105,8 +105,9 @@ class TestAnswers:
     def test_are_extracted_from_the_continuation_alone(self):
         seen = []
 
-        def extract(task, protocol, text):
+        def extract(task, protocol, text, prompt):
             seen.append((task, text))
+            assert (prompt,) == SPLIT.inputs[len(seen) - 1]
             return {"strict": "2" if len(seen) == 1 else "", "flexible": "2"}
 
         made = scorer(info=replace(INFO, metrics=("accuracy", "accuracy_flexible", "unparsed")), extract=extract)
