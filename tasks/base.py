@@ -225,8 +225,8 @@ class Suite:
     def extract(self, task: str, protocol: Mapping[str, Any], text: str, prompt: str = "") -> dict[str, str]:
         """Generation: the answers found in a text generated after a prompt, by rule: `strict`, and `flexible`.
 
-        task: of a test with parts, the part. An answer is in the one form that `Split.answers` has too, so that equal answers are equal strings; "" where
-        none is found.
+        task: of a test with parts, the part. An answer is in the one form that `Split.answers` has too, so that equal
+        answers are equal strings; "" where none is found.
         """
         raise NotImplementedError
 
