@@ -38,6 +38,7 @@ localrules:
 include: "workflow/rules/cell.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/fetch.smk"
+include: "workflow/rules/atlas_vit.smk"
 
 
 rule all:

@@ -1,0 +1,1 @@
+"""Generators of the demo images: one module a kind of task, over one canvas."""
