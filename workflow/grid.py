@@ -96,11 +96,6 @@ class _Entry:
     division: str
     key: str
 
-    def runs(self, suite: str, task: str, model: str, suite_models: dict[str, list[str]]) -> bool:
-        """Whether this configuration has a cell on a task and model."""
-        models = suite_models[suite] if self.models is None else self.models
-        return (suite, task) in self.tasks and model in models
-
 
 class _Expansion:
     """The steps from a file to its cells, with what they all need: the file's name for errors, and the registries."""
@@ -315,13 +310,19 @@ class _Expansion:
         named = (*self.suite_models.values(), *(entry.models or () for entry in entries))
         models = dict.fromkeys(itertools.chain(*named))
         for (suite, task), model, entry in itertools.product(tasks, models, entries):
-            if not entry.runs(suite, task, model, self.suite_models):
+            if (suite, task) not in entry.tasks or not self._model_runs(entry, suite, model):
                 continue
             cell = self._cell(entry, suite, task, model)
             if start := self._start(entry, cell):
                 yield from map(start.with_seed, entry.seeds)
                 cell = replace(cell, start=start.config_key)
             yield from map(cell.with_seed, entry.seeds)
+
+    def _model_runs(self, entry: _Entry, suite: str, model: str) -> bool:
+        """An entry's own models stand in the place of the grid's, but never for a suite that has other models."""
+        if entry.models is not None and isinstance(self.document["models"], list):
+            return model in entry.models
+        return model in self.suite_models[suite] and (entry.models is None or model in entry.models)
 
     def _cell(self, entry: _Entry, suite: str, task: str, model: str) -> Cell:
         """The cell of an entry on a task and model, with its first seed."""

@@ -46,6 +46,13 @@ def test_models_may_be_given_by_suite(root):
     )
     cells = grid(root, "[lora]", tasks=two, models="{small: [tiny-bert], other: [tiny-llama]}").cells
     assert [(cell.suite, cell.model) for cell in cells] == [("small", "tiny-bert"), ("other", "tiny-llama")]
+    some = "[lora, {method: head, models: [tiny-llama]}]"
+    cells = grid(root, some, tasks=two, models="{small: [tiny-bert], other: [tiny-llama]}").cells
+    assert [(cell.model, cell.method) for cell in cells] == [
+        ("tiny-bert", "lora"),
+        ("tiny-llama", "lora"),
+        ("tiny-llama", "head"),
+    ]
     with pytest.raises(AtlasError, match="no models for suite 'other'"):
         grid(root, "[lora]", tasks=two, models="{small: [tiny-bert]}")
 
