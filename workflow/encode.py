@@ -82,6 +82,11 @@ def prompt_ids(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return [row[:-1] if len(row) > 1 and row[-1] in ends else row for row in ids]
 
 
+def _room(backbone: Backbone) -> int:
+    """Tokens that the network has places for, beside the prompt tokens of a method."""
+    return (backbone.shape.tokens or 1 << 30) - backbone.slot_count
+
+
 def completion_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Ids of completions, without special tokens."""
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
@@ -127,12 +132,16 @@ def _targets(split: Split, tokenizer: Any, limit: int) -> tuple[Ragged, Ragged, 
     return Ragged.of([row[:limit] for row in prompts]), Ragged.of([row[:limit] for row in answers]), cut
 
 
-def prompts(split: Split, backbone: Backbone) -> Encoded:
-    """What generation starts from: the prompts, to be padded on the left (encoder-decoder: on the right)."""
+def prompts(split: Split, backbone: Backbone, new_tokens: int) -> Encoded:
+    """What generation starts from: the prompts, to be padded on the left (encoder-decoder: on the right).
+
+    Where the network has no places for a prompt and `new_tokens` more, the prompt loses its beginning.
+    """
     texts, tokenizer = [text for (text,) in split.inputs], backbone.tokenizer
     decoder = backbone.kind == "decoder"
     ids = prompt_ids(texts, tokenizer) if decoder else tokenizer(texts, return_attention_mask=False)["input_ids"]
-    ragged = Ragged.of(ids)
+    room = max(1, _room(backbone) - new_tokens)
+    ragged = Ragged.of([row[-room:] for row in ids] if decoder else ids)
     return Encoded(
         np.zeros(len(ids), np.int64), ragged, prompt=ragged.lengths, pad=padding(tokenizer), pad_left=decoder
     )
@@ -169,9 +178,10 @@ def choices(split: Split, backbone: Backbone) -> Choices:
             rows.setdefault((example, tuple(body)), []).append((option, last))
     ids, labels, first = [], [], []
     for example, body in rows:
-        ids.append([*starts[example], *body])
-        labels.append([IGNORED] * (len(starts[example]) - 1) + [*body, IGNORED])
-        first.append(len(starts[example]) - 1)
+        start = starts[example][-max(1, _room(backbone) - len(body)) :]
+        ids.append([*start, *body])
+        labels.append([IGNORED] * (len(start) - 1) + [*body, IGNORED])
+        first.append(len(start) - 1)
     encoded = Encoded(
         Ragged.of(labels), Ragged.of(ids), pad=padding(tokenizer), pad_left=True, first=np.array(first, np.int64)
     )

@@ -160,7 +160,7 @@ class Scorer:
 
     def _answer(self, split: Split, found: Predictions) -> None:
         """Generate, extract, and note texts and answers."""
-        texts = self._generate(encode.prompts(split, self.backbone))
+        texts = self._generate(encode.prompts(split, self.backbone, self.info.new_tokens))
         tasks = split.parts.tolist() if self.info.parts else [self.info.name] * len(texts)
         rows = zip(tasks, texts, split.inputs, strict=True)
         answers = [self.suite.extract(task, self.protocol, text, prompt) for task, text, (prompt,) in rows]

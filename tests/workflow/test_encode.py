@@ -48,7 +48,7 @@ SUMS = split(("how much is three and four", "seven"), ("two and two", "it is fou
 
 
 def test_a_training_example_begins_with_the_prompt_of_a_test(decoder):
-    data, prompts = encode.encode(INFO, SUMS, decoder, None), encode.prompts(SUMS, decoder)
+    data, prompts = encode.encode(INFO, SUMS, decoder, None), encode.prompts(SUMS, decoder, 4)
     for row in range(2):
         prompt = prompts.ids[row].tolist()
         assert data.ids[row].tolist()[: len(prompt)] == prompt
@@ -81,6 +81,14 @@ def test_what_is_too_long_is_cut_on_the_right_and_counted(decoder):
     assert encode.encode(INFO, SUMS, decoder, None).cut == 0
 
 
+def test_a_prompt_loses_its_beginning_where_there_is_no_room_for_the_answer():
+    gpt2 = load(model("tiny-gpt2"), "generation")
+    long = split((" ".join(f"w{i}" for i in range(100)), "seven"), choices=[("answer a", "answer b")])
+    whole = encode.prompt_ids([long.inputs[0][0]], gpt2.tokenizer)[0]
+    assert encode.prompts(long, gpt2, 10).ids[0].tolist() == whole[-54:]
+    assert encode.choices(long, gpt2).encoded.ids[0].tolist()[:-1] == whole[-63:]
+
+
 def test_an_encoder_decoder_learns_texts_of_their_own_length():
     t5 = load(model("tiny-t5"), "generation")
     data = encode.encode(INFO, split(("one", "a much longer answer than the question")), t5, None)
@@ -94,7 +102,7 @@ def test_options_that_differ_in_their_last_token_share_a_row(decoder):
     found = encode.choices(split(("first", "answer b"), ("second", "no"), choices=options), decoder)
     assert found.example.tolist() == [0, 0, 1]
     assert [o.tolist() for o in found.options] == [[0, 1], [2], [0, 1]]
-    assert found.encoded.ids[2].tolist() == encode.prompts(split(("second", "no")), decoder).ids[0].tolist()
+    assert found.encoded.ids[2].tolist() == encode.prompts(split(("second", "no")), decoder, 4).ids[0].tolist()
 
 
 class TestPixels:

@@ -121,13 +121,13 @@ class TestAnswers:
 
     def test_are_the_same_alone_and_in_a_batch(self):
         made = scorer(info=replace(INFO, new_tokens=6))
-        together = made._generate(encode.prompts(SPLIT, made.backbone))
-        alone = [made._generate(encode.prompts(SPLIT.take([row]), made.backbone))[0] for row in range(3)]
+        together = made._generate(encode.prompts(SPLIT, made.backbone, 6))
+        alone = [made._generate(encode.prompts(SPLIT.take([row]), made.backbone, 6))[0] for row in range(3)]
         assert together == alone and any(together)
 
     def test_end_with_the_total_length(self):
         made = scorer(info=replace(INFO, new_tokens=6, total_tokens=10))
-        texts = made._generate(encode.prompts(SPLIT.take([1]), made.backbone))
+        texts = made._generate(encode.prompts(SPLIT.take([1]), made.backbone, 6))
         assert len(texts[0].split()) <= 10 - 8
 
 

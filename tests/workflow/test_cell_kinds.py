@@ -1,0 +1,92 @@
+"""Cells of every kind of task, end to end on tiny random networks: generation, options, images."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from workflow import cell as cells
+from workflow import grid as grids
+from workflow import results
+
+STUDY = """
+tasks: {{{suite}: [{task}]}}
+models: [{model}]
+methods: [{method}]
+recipe: {{max_steps: 6, evaluations: 2, batch_size: 4, lr: 1.0e-2}}
+protocol: {{{suite}: {{train: 20, validation: 20, test: 20}}}}
+measure: [accuracy, latency]
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run one cell in an empty folder; returns its result and its predictions."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATLAS_CACHE", str(tmp_path / "cache"))
+
+    def one(suite, task, model, method="lora"):
+        (tmp_path / "grid.yaml").write_text(STUDY.format(suite=suite, task=task, model=model, method=method))
+        grid = grids.load(tmp_path / "grid.yaml")
+        cells.main(grid, grid.cells[0])
+        path = grid.cells[0].path
+        table = path.with_name("seed0.predictions.parquet")
+        return results.read(path), pq.read_table(table).to_pandas() if table.exists() else None
+
+    return one
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-gpt2", "tiny-t5"])
+def test_generation(run, model):
+    result, table = run("demo_gsm8k", "arithmetic", model)
+    assert result["status"] == "ok", result["reason"]
+    metrics = result["metrics"]
+    assert metrics["select"] == "nll" and metrics["last"].keys() == {"accuracy", "accuracy_flexible", "unparsed", "nll"}
+    assert result["data"]["train"] == 20 and result["data"]["test"] == 20
+    assert (table.prediction_selected == table.reference).mean() == metrics["selected"]["accuracy"]["value"]
+    assert table.nats.sum() / table.tokens.sum() == pytest.approx(metrics["selected"]["nll"]["value"], rel=1e-5)
+    curve = result["curves"]["validation"]
+    assert all(value > 0 for _, value in curve), "the curve is the loss itself"
+    assert metrics["selected_step"] == min(curve, key=lambda point: point[1])[0]
+
+
+def test_the_validation_loss_falls_and_random_labels_do_not_help(run):
+    losses = {name: run("demo_gsm8k", "arithmetic", "tiny-llama", name)[0] for name in ("untrained", "full")}
+    before, after = (losses[name]["metrics"]["last"]["nll"]["value"] for name in ("untrained", "full"))
+    assert after < before - 0.1
+
+
+@pytest.mark.parametrize("model", ["tiny-llama", "tiny-t5"])
+def test_options(run, model):
+    result, table = run("demo_commonsense", "truth", model)
+    assert result["status"] == "ok", result["reason"]
+    found = result["metrics"]["selected"]
+    assert {"accuracy", "accuracy_likelihood", "nll"} <= found.keys()
+    assert found["accuracy_likelihood"]["n"] == 20 and set(table.chosen) <= {0, 1}
+
+
+@pytest.mark.parametrize("model", ["tiny-vit", "tiny-swin"])
+def test_images(run, model):
+    result, table = run("demo_vtab", "count", model)
+    assert result["status"] == "ok", result["reason"]
+    assert (table.prediction_last == table.reference).mean() == result["metrics"]["last"]["accuracy"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "task", "model", "reason"),
+    [
+        ("demo_vtab", "count", "tiny-bert", "reads texts"),
+        ("demo_gsm8k", "arithmetic", "tiny-vit", "reads images"),
+        ("demo_gsm8k", "arithmetic", "tiny-bert", "cannot generate"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_task_is_unsupported(run, suite, task, model, reason):
+    result, _ = run(suite, task, model)
+    assert result["status"] == "unsupported" and reason in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "task", "model", "rule"),
+    [("demo_gsm8k", "arithmetic", "tiny-llama", "last"), ("demo_glue", "entailment", "tiny-bert", "selected")],
+)
+def test_the_protocol_says_which_checkpoint_is_reported(run, suite, task, model, rule):
+    result, _ = run(suite, task, model, "full")
+    assert result["metrics"]["rule"] == rule
