@@ -93,6 +93,18 @@ def run(on: Backbone, of: Batch, method: Method | None = None) -> Tensor:
         return (on.forward(of) if method is None else method.forward(of, on.forward)).logits
 
 
+def assert_cache_changes_nothing(on: Backbone, of: Batch) -> None:
+    """The same tokens, and logits but for rounding, are generated with a cache and without."""
+    scores = {True: [], False: []}
+
+    def note(cached):
+        return lambda logits, state: scores[cached].append(logits) or logits
+
+    tokens = {c: on.generate(of, 9, cached=c, logits=note(c)) for c in scores}
+    assert torch.equal(tokens[True], tokens[False])
+    assert close(torch.stack(scores[True]), torch.stack(scores[False]), 1e-4)
+
+
 def encoded(count: int = 12, classes: int = 3, lengths: Sequence[int] | None = None, seed: int = 0) -> Encoded:
     """A learnable toy task: the first token tells the class."""
     lengths = lengths or [4 + i % 5 for i in range(count)]
