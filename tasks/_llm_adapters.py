@@ -9,6 +9,7 @@ from pathlib import Path
 from workflow.errors import AtlasError
 
 ORIGIN = "https://github.com/AGI-Edgerunners/LLM-Adapters"
+AS_PUBLISHED = f"use the files of {ORIGIN} as they are"
 TASK = "Below is an instruction that describes a task"
 REQUEST = "Write a response that appropriately completes the request."
 
@@ -22,6 +23,18 @@ def prompt(instruction: str, given: str = "", indent: str = "") -> str:
     middle = f"{indent}### Input:\n{indent}{given}\n\n" if given else ""
     asked = f"{indent}### Instruction:\n{indent}{instruction}\n\n{middle}"
     return f"{about}. {REQUEST}\n\n{asked}{indent}### Response:"
+
+
+def folder(suite: str, data_root: Path | None, mend: str) -> Path:
+    """Where a suite's files lie; AtlasError with `mend` where there is no data root."""
+    if data_root is None:
+        raise AtlasError(f"suite '{suite}' is read from local files only", key="data_root", mend=mend)
+    return Path(data_root) / suite
+
+
+def places(folder: Path, name: str, split: str, original: str) -> list[Path]:
+    """Where the file of a data set may lie, in order of preference; `original`: its path in the repository."""
+    return [folder / name / f"{split}.parquet", folder / name / f"{split}.json", folder / original]
 
 
 def first_file(places: Sequence[Path], problem: str, mend: str) -> Path:
@@ -48,5 +61,16 @@ def columns(path: Path, names: Sequence[str]) -> dict[str, list]:
     missing = [name for name in names if name not in table.column_names]
     if missing or not len(table):
         problem = f"no column {', '.join(missing)}" if missing else "no rows"
-        raise AtlasError(problem, file=path, mend=f"use the files of {ORIGIN} as they are")
+        raise AtlasError(problem, file=path, mend=AS_PUBLISHED)
     return {name: table.column(name).to_pylist() for name in names}
+
+
+def check_size(suite: str, what: str, found: int, published: int, path: Path) -> None:
+    """AtlasError, naming the suite's option `check_sizes`, if a data set has not the published number of rows."""
+    if found != published:
+        raise AtlasError(
+            f"{what} has {found:,} rows; {published:,} are published",
+            file=path,
+            key=f"protocol.{suite}.check_sizes",
+            mend="get the whole file, or set `check_sizes: false` where a part of it is meant",
+        )

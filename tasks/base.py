@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -47,6 +48,10 @@ class TaskInfo:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # images, in 0 to 1: what is taken off each channel
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # images: by what each channel is then divided
     resample: str = "bicubic"  # images: how they are brought to the square that the network wants
+
+
+# what the tasks that are answered by generated text have in common
+generation_task = partial(TaskInfo, kind="generation", modality="text", labels=(), primary="accuracy", select="nll")
 
 
 class Images:
@@ -376,6 +381,37 @@ def stratified_draw(labels: np.ndarray, ids: np.ndarray, size: int, seed: int) -
     quota[np.argsort(quota - shares, kind="stable")[: size - quota.sum()]] += 1
     drawn = [order[labels[order] == value][:take] for value, take in zip(values, quota, strict=True)]
     return np.sort(np.concatenate(drawn))
+
+
+def simple_draw(split: Split, size: int, seed: int) -> np.ndarray:
+    """Positions of `size` rows, as `stratified_draw` with all labels alike."""
+    return stratified_draw(np.zeros(len(split)), split.ids, size, seed)
+
+
+def at_most(
+    split: Split, size: int | None, seed: int, draw: Callable[[Split, int, int], np.ndarray] = simple_draw
+) -> Split:
+    """The split, cut to `size` drawn rows where it has more; None: as it is."""
+    return split if size is None or size >= len(split) else split.take(draw(split, size, seed))
+
+
+def divided(split: Split, rows: np.ndarray) -> tuple[Split, Split]:
+    """All rows but those at these positions, and those."""
+    return split.take(np.setdiff1d(np.arange(len(split)), rows)), split.take(rows)
+
+
+def joined(splits: Sequence[Split]) -> Split:
+    """The rows of these splits of texts one after the other."""
+
+    def join(name: str):
+        values = [getattr(split, name) for split in splits]
+        if values[0] is None:
+            return None
+        if isinstance(values[0], np.ndarray):
+            return np.concatenate(values)
+        return [row for value in values for row in value]
+
+    return Split(*(join(field.name) for field in fields(Split)))
 
 
 def fingerprint(*splits: Split) -> str:

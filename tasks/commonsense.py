@@ -12,7 +12,6 @@ so that a clone of the repository under the name `commonsense` will do; 15k like
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +19,23 @@ from typing import Any
 
 import numpy as np
 
+from tasks import _llm_adapters
 from tasks._commonsense import items
-from tasks.base import Option, Protocol, Split, Suite, TaskData, TaskInfo, stratified_draw
+from tasks.base import (
+    Option,
+    Protocol,
+    Split,
+    Suite,
+    TaskData,
+    TaskInfo,
+    at_most,
+    generation_task,
+    joined,
+    stratified_draw,
+)
 from workflow.errors import AtlasError, suggest
 
-ORIGIN = "https://github.com/AGI-Edgerunners/LLM-Adapters"
 COLUMNS = ("instruction", "input", "output", "answer")
-HEADER = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 MIXTURES = {"170k": 170_420, "15k": None, "available": None}  # rows, where they are known
 JOINT = "joint"
 
@@ -59,19 +68,14 @@ SOURCES = {
 
 
 def _task(name: str, title: str, parts: Sequence[str]) -> TaskInfo:
-    return TaskInfo(
+    return generation_task(
         suite="commonsense",
         name=name,
-        kind="generation",
-        modality="text",
         fields=("prompt",),
-        labels=(),
         metrics=GENERATED,
-        primary="accuracy",
         max_length=256,
         title=title,
         chance=_chance(parts),
-        select="nll",
         parts=tuple(parts) if name == JOINT else (),
         ranked=name != JOINT,
         new_tokens=16,
@@ -188,11 +192,11 @@ class Commonsense(Suite):
 
     def load(self, task: str, protocol: Mapping[str, Any], data_root: Path | None) -> TaskData:
         info = self.facts(task, protocol)
-        folder = _folder(data_root)
+        folder = _llm_adapters.folder(self.name, data_root, _mend("data_root"))
         parts = _test_parts(folder, info.parts or (task,), protocol)
         train = _mixture(folder, protocol) if task == JOINT else _read(folder, task, "train")
         train, validation = _divide(train, protocol, folder)
-        test = _joined(parts)
+        test = joined(parts)
         if task == JOINT:
             test.parts = np.repeat(info.parts, [len(part) for part in parts])
         return TaskData.of(train, validation, test, str(data_root))
@@ -201,27 +205,17 @@ class Commonsense(Suite):
 # ---- files -----------------------------------------------------------------------------------------------------
 
 
-def _folder(data_root: Path | None) -> Path:
-    if data_root is None:
-        raise AtlasError("commonsense is read from local files only", key="data_root", mend=_mend("data_root"))
-    return Path(data_root) / "commonsense"
-
-
 def _mend(where: str) -> str:
     return (
-        f"get dataset/ and ft-training_set/ of {ORIGIN} and put them under {where}/commonsense, or the same rows as "
-        f"{where}/commonsense/<task>/{{train,test}}.parquet and {where}/commonsense/joint/<mixture>.parquet with "
-        f"columns {', '.join(COLUMNS)}"
+        f"get dataset/ and ft-training_set/ of {_llm_adapters.ORIGIN} and put them under {where}/commonsense, or the "
+        f"same rows as {where}/commonsense/<task>/{{train,test}}.parquet and "
+        f"{where}/commonsense/joint/<mixture>.parquet with columns {', '.join(COLUMNS)}"
     )
 
 
 def _places(folder: Path, task: str, split: str) -> list[Path]:
     """Where the file of a task's split may lie, in order of preference."""
-    return [
-        folder / task / f"{split}.parquet",
-        folder / task / f"{split}.json",
-        folder / "dataset" / SOURCES[task].folder / f"{split}.json",
-    ]
+    return _llm_adapters.places(folder, task, split, f"dataset/{SOURCES[task].folder}/{split}.json")
 
 
 def _mixture_places(folder: Path, mixture: str) -> list[Path]:
@@ -234,14 +228,8 @@ def _is_there(folder: Path, task: str, split: str) -> bool:
 
 
 def _read(folder: Path, task: str, split: str) -> Split:
-    return _split(_first_file(_places(folder, task, split), f"commonsense/{task} has no '{split}' file"), task)
-
-
-def _first_file(places: Sequence[Path], problem: str) -> Path:
-    for path in places:
-        if path.is_file():
-            return path
-    raise AtlasError(problem, file=places[0], mend=_mend(str(places[0].parents[2])))
+    places, problem = _places(folder, task, split), f"commonsense/{task} has no '{split}' file"
+    return _split(_llm_adapters.first_file(places, problem, _mend(str(folder.parent))), task)
 
 
 def _test_parts(folder: Path, names: Sequence[str], protocol: Mapping[str, Any]) -> list[Split]:
@@ -259,8 +247,9 @@ def _test_parts(folder: Path, names: Sequence[str], protocol: Mapping[str, Any])
     for name in names:
         test = _read(folder, name, "test")
         if protocol["check_sizes"]:
-            _check_size(f"the test file of {name}", len(test), SOURCES[name].test_rows, folder)
-        tests.append(_drawn(test, protocol["max_test"], protocol["split_seed"]))
+            what = f"the test file of {name}"
+            _llm_adapters.check_size("commonsense", what, len(test), SOURCES[name].test_rows, folder)
+        tests.append(at_most(test, protocol["max_test"], protocol["split_seed"], _draw))
     return tests
 
 
@@ -271,22 +260,13 @@ def _mixture(folder: Path, protocol: Mapping[str, Any]) -> Split:
         if not names:
             problem = "there is no training file of any task"
             raise AtlasError(problem, file=folder, mend=_mend(str(folder.parent)))
-        return _joined([_read(folder, name, "train") for name in names])
-    places = _mixture_places(folder, mixture)
-    train = _split(_first_file(places, f"there is no mixture '{mixture}' under the data root"), mixture)
+        return joined([_read(folder, name, "train") for name in names])
+    places, problem = _mixture_places(folder, mixture), f"there is no mixture '{mixture}' under the data root"
+    train = _split(_llm_adapters.first_file(places, problem, _mend(str(folder.parent))), mixture)
     if protocol["check_sizes"] and MIXTURES[mixture]:
-        _check_size(f"the mixture '{mixture}'", len(train), MIXTURES[mixture], folder)
+        what = f"the mixture '{mixture}'"
+        _llm_adapters.check_size("commonsense", what, len(train), MIXTURES[mixture], folder)
     return train
-
-
-def _check_size(what: str, found: int, published: int, folder: Path) -> None:
-    if found != published:
-        raise AtlasError(
-            f"{what} has {found:,} rows; {published:,} are published",
-            file=folder,
-            key="protocol.commonsense.check_sizes",
-            mend="get the whole file, or set `check_sizes: false` where a part of it is meant",
-        )
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------
@@ -294,7 +274,7 @@ def _check_size(what: str, found: int, published: int, folder: Path) -> None:
 
 def _split(path: Path, name: str) -> Split:
     """All rows of a file. ids: `<name>/<row>`. AtlasError on rows that are not as the suite's."""
-    columns = _columns(path)
+    columns = _llm_adapters.columns(path, COLUMNS)
     instructions, answers = columns["instruction"], columns["answer"]
     choices = [items.allowed(text) for text in instructions]
     rows = zip(columns["input"], columns["output"], answers, choices, strict=True)
@@ -304,10 +284,10 @@ def _split(path: Path, name: str) -> Split:
                 f"row {row} is no item of this suite: input {given!r}, output {output!r}, answer {answer!r}, "
                 f"answers allowed by its instruction {'/'.join(allowed) or 'none'}",
                 file=path,
-                mend=f"use the files of {ORIGIN} as they are",
+                mend=_llm_adapters.AS_PUBLISHED,
             )
     return Split(
-        inputs=[(f"{HEADER}### Instruction:\n{text}\n\n### Response:",) for text in instructions],
+        inputs=[(_llm_adapters.prompt(text),) for text in instructions],
         labels=np.array([_completion(answer) for answer in answers], object),
         ids=np.array([f"{name}/{row}" for row in range(len(answers))]),
         answers=np.array(answers),
@@ -317,36 +297,6 @@ def _split(path: Path, name: str) -> Split:
 
 def _completion(answer: str) -> str:
     return f"\n{items.sentence(answer)}"
-
-
-def _columns(path: Path) -> dict[str, list[str]]:
-    """The four columns of a parquet or JSON file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if path.suffix == ".json":
-            table = pyarrow.Table.from_pylist(json.loads(path.read_text(encoding="utf-8")))
-        else:
-            table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError, ValueError, AttributeError) as error:
-        mend = "copy or write the file again"
-        raise AtlasError(f"not a readable {path.suffix[1:]} file ({error})", file=path, mend=mend) from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing or not len(table):
-        problem = f"no column {', '.join(missing)}" if missing else "no rows"
-        raise AtlasError(problem, file=path, mend=f"use the files of {ORIGIN} as they are")
-    return {name: table.column(name).to_pylist() for name in COLUMNS}
-
-
-def _joined(splits: Sequence[Split]) -> Split:
-    return Split(
-        inputs=[row for split in splits for row in split.inputs],
-        labels=np.concatenate([split.labels for split in splits]),
-        ids=np.concatenate([split.ids for split in splits]),
-        answers=np.concatenate([split.answers for split in splits]),
-        choices=[row for split in splits for row in split.choices],
-    )
 
 
 def _divide(rows: Split, protocol: Mapping[str, Any], folder: Path) -> tuple[Split, Split]:
@@ -362,12 +312,7 @@ def _divide(rows: Split, protocol: Mapping[str, Any], folder: Path) -> tuple[Spl
     validation = rows.take(_draw(rows, size, seed))
     chosen = set(validation.inputs)
     rest = rows.take([row for row, prompt in enumerate(rows.inputs) if prompt not in chosen])
-    return _drawn(rest, protocol["max_train"], seed), validation
-
-
-def _drawn(rows: Split, most: int | None, seed: int) -> Split:
-    """At most so many rows."""
-    return rows if most is None or most >= len(rows) else rows.take(_draw(rows, most, seed))
+    return at_most(rest, protocol["max_train"], seed, _draw), validation
 
 
 def _draw(rows: Split, size: int, seed: int) -> np.ndarray:

@@ -7,6 +7,7 @@ only that the harness works and that methods differ. Test items ask for facts th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 
 from tasks._commonsense import items
 from tasks._demo_commonsense.knowledge import RELATIONS
-from tasks._demo_glue.lexicon import Draw
-from tasks.base import Option, Protocol, Split, Suite, TaskData, TaskInfo
+from tasks._draw import Draw, generated
+from tasks.base import Option, Protocol, Split, Suite, TaskData, TaskInfo, generation_task
 
 CHOICES = {"choice": items.ANSWERS[:3], "truth": items.TRUTH}
 METRICS = ("accuracy", "accuracy_flexible", "unparsed", "accuracy_likelihood", "nll")
@@ -30,20 +31,15 @@ FRAMES = (
 
 
 def _task(name: str, title: str) -> TaskInfo:
-    return TaskInfo(
+    return generation_task(
         suite="demo_commonsense",
         name=name,
-        kind="generation",
-        modality="text",
         fields=("prompt",),
-        labels=(),
         metrics=METRICS,
-        primary="accuracy",
         max_length=96,
         title=title,
         chance=1 / len(CHOICES[name]),
         demo=True,
-        select="nll",
         new_tokens=8,
     )
 
@@ -79,12 +75,7 @@ class DemoCommonsense(Suite):
     def load(self, task: str, protocol: Mapping[str, Any], data_root: Path | None) -> TaskData:
         """The data of a task; `data_root` is not looked at."""
         self.info(task)
-        seen: set[str] = set()
-        splits = [
-            _generate(task, split, protocol[split], protocol["data_seed"], seen)
-            for split in ("train", "validation", "test")
-        ]
-        return TaskData.of(*splits, source=f"generated, data seed {protocol['data_seed']}")
+        return generated(partial(_generate, task), protocol)
 
 
 def _generate(task: str, split: str, size: int, seed: int, seen: set[str]) -> Split:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tasks._demo_glue import acceptability, entailment
-from tasks._demo_glue.lexicon import Draw
+from tasks._draw import Draw, generated
 from tasks.base import Option, Protocol, Split, Suite, TaskData, TaskInfo
 
 _task = partial(TaskInfo, "demo_glue", kind="classification", modality="text", max_length=48, demo=True)
@@ -64,12 +64,7 @@ class DemoGLUE(Suite):
     def load(self, task: str, protocol: Mapping[str, Any], data_root: Path | None) -> TaskData:
         """The data of a task; `data_root` is not looked at."""
         self.info(task)
-        seen: set[tuple[str, ...]] = set()
-        splits = [
-            _generate(task, split, protocol[split], protocol["data_seed"], seen)
-            for split in ("train", "validation", "test")
-        ]
-        return TaskData.of(*splits, source=f"generated, data seed {protocol['data_seed']}")
+        return generated(partial(_generate, task), protocol)
 
 
 def _generate(task: str, split: str, size: int, seed: int, seen: set[tuple[str, ...]]) -> Split:

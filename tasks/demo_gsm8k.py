@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from tasks import _answers
-from tasks._demo_glue.lexicon import Draw, held_out
-from tasks.base import Option, Protocol, Split, Suite, TaskData, TaskInfo
+from tasks._draw import Draw, generated, held_out
+from tasks.base import Option, Protocol, Split, Suite, TaskData, generation_task
 
 SMALLEST, LARGEST = 2, 40  # answers
 LARGEST_ON_THE_WAY = 60
@@ -40,16 +40,11 @@ LOSSES = ("{She} loses {n}.", "{She} sells {n}.", "{She} gives {n} to {Other}.",
 class DemoGSM8K(Suite):
     name, title, version, demo = "demo_gsm8k", "Demo word problems", 1, True
     tasks = {
-        "arithmetic": TaskInfo(
+        "arithmetic": generation_task(
             suite="demo_gsm8k",
             name="arithmetic",
-            kind="generation",
-            modality="text",
             fields=("question",),
-            labels=(),
             metrics=("accuracy", "accuracy_flexible", "unparsed", "nll"),
-            primary="accuracy",
-            select="nll",
             max_length=96,
             new_tokens=36,
             title="Arithmetic (demo)",
@@ -89,11 +84,7 @@ the number marked, `accuracy_flexible` takes the last one. The table shows the l
     def load(self, task: str, protocol: Mapping[str, Any], data_root: Path | None) -> TaskData:
         """The data of a task; `data_root` is not looked at."""
         self.info(task)
-        seen: set[str] = set()
-        splits = [
-            _generate(split, protocol[split], protocol["data_seed"], seen) for split in ("train", "validation", "test")
-        ]
-        return TaskData.of(*splits, source=f"generated, data seed {protocol['data_seed']}")
+        return generated(_generate, protocol)
 
 
 @dataclass

@@ -15,7 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from tasks.base import HubData, Option, Protocol, Source, Split, Suite, TaskData, TaskInfo, label_ids, stratified_draw
+from tasks.base import (
+    HubData,
+    Option,
+    Protocol,
+    Source,
+    Split,
+    Suite,
+    TaskData,
+    TaskInfo,
+    at_most,
+    divided,
+    joined,
+    label_ids,
+    stratified_draw,
+)
 from workflow.errors import AtlasError
 
 HUB_ID = "nyu-mll/glue"
@@ -129,11 +143,9 @@ class GLUE(Suite):
         hub = HubData(HUB_ID, protocol["revision"])
         train = _read(hub, info, "train", data_root)
         test = _joined(info, {split: _read(hub, info, split, data_root) for split in _development_splits(info)})
-        validation_rows = _validation_rows(train, protocol)
-        rest = train.take(np.setdiff1d(np.arange(len(train)), validation_rows))
-        if protocol["max_train"] is not None and protocol["max_train"] < len(rest):
-            rest = rest.take(_draw(rest, protocol["max_train"], protocol))
-        return TaskData.of(rest, train.take(validation_rows), test, hub.source(data_root))
+        rest, validation = divided(train, _validation_rows(train, protocol))
+        rest = at_most(rest, protocol["max_train"], protocol["split_seed"], _draw)
+        return TaskData.of(rest, validation, test, hub.source(data_root))
 
 
 def _development_splits(info: TaskInfo) -> list[str]:
@@ -162,13 +174,9 @@ def _joined(info: TaskInfo, splits: dict[str, Split]) -> Split:
     if not info.parts:
         (split,) = splits.values()
         return split
-    sets = list(splits.values())
-    return Split(
-        inputs=[row for split in sets for row in split.inputs],
-        labels=np.concatenate([split.labels for split in sets]),
-        ids=np.concatenate([split.ids + i * PART_STRIDE for i, split in enumerate(sets)]),
-        parts=np.repeat(info.parts, [len(split) for split in sets]),
-    )
+    for i, (part, split) in enumerate(zip(info.parts, splits.values(), strict=True)):
+        split.ids, split.parts = split.ids + i * PART_STRIDE, np.repeat(part, len(split))
+    return joined(list(splits.values()))
 
 
 def _validation_rows(train: Split, protocol: Mapping[str, Any]) -> np.ndarray:
@@ -176,12 +184,12 @@ def _validation_rows(train: Split, protocol: Mapping[str, Any]) -> np.ndarray:
     but never above the maximum."""
     wanted = round(protocol["validation_fraction"] * len(train))
     floor = min(SMALLEST_VALIDATION, len(train) // 5)
-    return _draw(train, min(protocol["validation_max"], max(wanted, floor)), protocol)
+    return _draw(train, min(protocol["validation_max"], max(wanted, floor)), protocol["split_seed"])
 
 
-def _draw(split: Split, size: int, protocol: Mapping[str, Any]) -> np.ndarray:
+def _draw(split: Split, size: int, seed: int) -> np.ndarray:
     """Positions of rows drawn with the share of each label kept, or of each score rounded to a whole number."""
-    return stratified_draw(np.round(split.labels), split.ids, size, protocol["split_seed"])
+    return stratified_draw(np.round(split.labels), split.ids, size, seed)
 
 
 suite = GLUE()

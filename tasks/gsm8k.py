@@ -16,7 +16,20 @@ from typing import Any
 import numpy as np
 
 from tasks import _answers
-from tasks.base import HubData, Option, Protocol, Source, Split, Suite, TaskData, TaskInfo, stratified_draw
+from tasks.base import (
+    HubData,
+    Option,
+    Protocol,
+    Source,
+    Split,
+    Suite,
+    TaskData,
+    TaskInfo,
+    at_most,
+    divided,
+    generation_task,
+    simple_draw,
+)
 from workflow.errors import AtlasError
 
 GSM8K_ID, GSM8K_REVISION = "openai/gsm8k", "e53f048856ff4f594e959d75785d2c2d37b678ee"
@@ -109,16 +122,11 @@ rows of validation.
 
 
 def _task(name: str, title: str) -> TaskInfo:
-    return TaskInfo(
+    return generation_task(
         suite="gsm8k",
         name=name,
-        kind="generation",
-        modality="text",
         fields=("question",),
-        labels=(),
         metrics=("accuracy", "accuracy_flexible", "unparsed", "nll"),
-        primary="accuracy",
-        select="nll",
         max_length=512,
         new_tokens=256,
         title=title,
@@ -164,9 +172,8 @@ class GSM8K(Suite):
         info = self.info(task)
         hub = HubData(GSM8K_ID, protocol["revision"])
         train, test = (self._gsm8k(hub, split, protocol, data_root) for split in ("train", "test"))
-        validation_rows = _validation_rows(train, protocol)
-        rest = np.setdiff1d(np.arange(len(train)), validation_rows)
-        validation, train, source = train.take(validation_rows), train.take(rest), hub.source(data_root)
+        train, validation = divided(train, _validation_rows(train, protocol))
+        source = hub.source(data_root)
         if task == "metamathqa":
             hub = HubData(METAMATHQA_ID, protocol["metamathqa_revision"], config="default")
             train = _metamathqa(hub, info, protocol, validation, data_root)
@@ -174,8 +181,8 @@ class GSM8K(Suite):
         if _is_peft(protocol):
             train = train.take(np.arange(len(train))[: protocol["max_train"]])
         else:
-            train = _drawn(train, protocol["max_train"], protocol["split_seed"])
-        return TaskData.of(train, validation, _drawn(test, protocol["max_test"], 0), source)
+            train = at_most(train, protocol["max_train"], protocol["split_seed"])
+        return TaskData.of(train, validation, at_most(test, protocol["max_test"], 0), source)
 
     def _gsm8k(self, hub: HubData, split: str, protocol: Mapping[str, Any], data_root: Path | None) -> Split:
         info = self.info("main")
@@ -228,15 +235,7 @@ def _validation_rows(train: Split, protocol: Mapping[str, Any]) -> np.ndarray:
         rows = np.arange(len(train))
         np.random.RandomState(0).shuffle(rows)
         return rows[:PEFT_VALIDATION]
-    return _draw(train, protocol["validation"], protocol["split_seed"])
-
-
-def _drawn(split: Split, size: int | None, seed: int) -> Split:
-    return split if size is None or size >= len(split) else split.take(_draw(split, size, seed))
-
-
-def _draw(split: Split, size: int, seed: int) -> np.ndarray:
-    return stratified_draw(np.zeros(len(split)), split.ids, size, seed)
+    return simple_draw(train, protocol["validation"], protocol["split_seed"])
 
 
 suite = GSM8K()

@@ -21,7 +21,19 @@ from typing import Any
 import numpy as np
 
 from tasks import _answers, _llm_adapters
-from tasks.base import Option, Protocol, Split, Suite, TaskData, TaskInfo, stratified_draw
+from tasks.base import (
+    Option,
+    Protocol,
+    Split,
+    Suite,
+    TaskData,
+    TaskInfo,
+    at_most,
+    divided,
+    generation_task,
+    joined,
+    simple_draw,
+)
 from workflow.errors import AtlasError, suggest
 
 PLACES = 3  # decimals that count: the published rule forgives a difference of 0.001
@@ -105,16 +117,11 @@ float16.
 
 
 def _task(name: str, title: str, contaminated: tuple[str, ...]) -> TaskInfo:
-    return TaskInfo(
+    return generation_task(
         suite="math",
         name=name,
-        kind="generation",
-        modality="text",
         fields=("prompt",),
-        labels=(),
         metrics=("accuracy", "accuracy_flexible", "unparsed"),
-        primary="accuracy",
-        select="nll",
         max_length=256,
         learn="all",
         new_tokens=256,
@@ -171,20 +178,15 @@ class MathReasoning(Suite):
 
     def load(self, task: str, protocol: Mapping[str, Any], data_root: Path | None) -> TaskData:
         self.info(task)
-        if data_root is None:
-            raise AtlasError("suite 'math' is read from local files only", key="data_root", mend=_mend("data_root"))
-        folder = Path(data_root) / "math"
+        folder, seed = _llm_adapters.folder(self.name, data_root, _mend("data_root")), protocol["split_seed"]
         whole = _train(folder, task, protocol)
-        validation_rows = _draw(whole, protocol["validation"], protocol["split_seed"])
-        train = whole.take(np.setdiff1d(np.arange(len(whole)), validation_rows))
-        if protocol["max_train"] is not None and protocol["max_train"] < len(train):
-            train = train.take(_draw(train, protocol["max_train"], protocol["split_seed"]))
-        test = _joined([_test(folder, part, protocol) for part in protocol["parts"]])
-        return TaskData.of(train, whole.take(validation_rows), test, str(data_root))
+        train, validation = divided(whole, simple_draw(whole, protocol["validation"], seed))
+        test = joined([_test(folder, part, protocol) for part in protocol["parts"]])
+        return TaskData.of(at_most(train, protocol["max_train"], seed), validation, test, str(data_root))
 
 
 def _train(folder: Path, task: str, protocol: Mapping[str, Any]) -> Split:
-    places = [folder / task / "train.parquet", folder / task / "train.json", folder / f"ft-training_set/{task}.json"]
+    places = _llm_adapters.places(folder, task, "train", f"ft-training_set/{task}.json")
     path = _llm_adapters.first_file(places, f"there is no training set '{task}'", _mend(str(folder.parent)))
     rows = _llm_adapters.columns(path, ("instruction", "input", "output"))
     if len(rows["output"]) <= protocol["validation"]:
@@ -195,26 +197,16 @@ def _train(folder: Path, task: str, protocol: Mapping[str, Any]) -> Split:
 
 def _test(folder: Path, part: str, protocol: Mapping[str, Any]) -> Split:
     source = TESTS[part]
-    places = [
-        folder / part / "test.parquet",
-        folder / part / "test.json",
-        folder / f"dataset/{source.folder}/test.json",
-    ]
+    places = _llm_adapters.places(folder, part, "test", f"dataset/{source.folder}/test.json")
     mend = f"{_mend(str(folder.parent))}; or name those that are there, `protocol: {{math: {{parts: [gsm8k]}}}}`"
     path = _llm_adapters.first_file(places, f"there is no test set '{part}'", mend)
     rows = _llm_adapters.columns(path, ("instruction", "input", "answer"))
-    if protocol["check_sizes"] and len(rows["answer"]) != source.rows:
-        raise AtlasError(
-            f"{len(rows['answer']):,} rows; {source.rows:,} are published",
-            file=path,
-            key="protocol.math.check_sizes",
-            mend="get the whole file, or set `check_sizes: false` where a part of it is meant",
-        )
+    if protocol["check_sizes"]:
+        _llm_adapters.check_size("math", f"the test set '{part}'", len(rows["answer"]), source.rows, path)
     answers = [_reference(part, str(answer), path, row) for row, answer in enumerate(rows["answer"])]
     split = _split(rows, [f"The answer is {answer}." for answer in answers], part, protocol)
     split.answers, split.parts = np.array(answers), np.repeat(part, len(answers))
-    size = protocol["max_test"]
-    return split if size is None or size >= len(split) else split.take(_draw(split, size, 0))
+    return at_most(split, protocol["max_test"], 0)
 
 
 def _reference(part: str, written: str, path: Path, row: int) -> str:
@@ -222,8 +214,8 @@ def _reference(part: str, written: str, path: Path, row: int) -> str:
     letter = written if LETTER.fullmatch(written) else ""
     answer = letter if part == "aqua" else _answers.canonical(written, PLACES)
     if not answer:
-        mend = f"use the files of {_llm_adapters.ORIGIN} as they are"
-        raise AtlasError(f"row {row} has the answer {written!r}", file=path, key="answer", mend=mend)
+        problem = f"row {row} has the answer {written!r}"
+        raise AtlasError(problem, file=path, key="answer", mend=_llm_adapters.AS_PUBLISHED)
     return answer
 
 
@@ -235,20 +227,6 @@ def _split(rows: Mapping[str, list], answers: Sequence[str], name: str, protocol
     learned = np.array([f"\n{indent}{answer}" for answer in answers], dtype=object)
     ids = np.array([f"{name}/{row}" for row in range(len(answers))])
     return Split(prompts, learned, ids)
-
-
-def _joined(splits: Sequence[Split]) -> Split:
-    return Split(
-        inputs=[prompt for split in splits for prompt in split.inputs],
-        **{
-            name: np.concatenate([getattr(split, name) for split in splits])
-            for name in ("labels", "ids", "answers", "parts")
-        },
-    )
-
-
-def _draw(split: Split, size: int, seed: int) -> np.ndarray:
-    return stratified_draw(np.zeros(len(split)), split.ids, size, seed)
 
 
 def _mend(where: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks._demo_glue.lexicon import article
+from tasks._draw import article
 
 EVERY = 3  # of the things that share a value, one in so many is for the test
 

@@ -21,12 +21,10 @@ from tasks._demo_glue.lexicon import (
     TIMES,
     TRANSITIVE,
     WOMEN,
-    Draw,
     Verb,
-    article,
-    held_out,
     text,
 )
+from tasks._draw import Draw, article, held_out
 
 LABELS = ("unacceptable", "acceptable")
 SUBJECT_CASE = {"he": "him", "she": "her", "they": "them", "we": "us"}

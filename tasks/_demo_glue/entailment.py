@@ -24,13 +24,11 @@ from tasks._demo_glue.lexicon import (
     THINGS,
     TIMES,
     TRANSITIVE,
-    Draw,
     Noun,
     Verb,
-    article,
-    held_out,
     text,
 )
+from tasks._draw import Draw, article, held_out
 
 LABELS = ("entailment", "not_entailment")
 NUMBERS = ("two", "three", "four", "five", "six", "seven")

@@ -1,40 +1,9 @@
-"""The words of the demo tasks, and draws among them that are the same on every machine and Python version."""
+"""The words of the demo tasks."""
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
-
-T = TypeVar("T")
-
-
-class Draw:
-    """Random choices from a key. Only `random()` is used, whose stream Python guarantees for a given seed."""
-
-    def __init__(self, *key: object):
-        self._random = random.Random("/".join(map(str, key)))
-
-    def one(self, choices: Sequence[T]) -> T:
-        return choices[int(self._random.random() * len(choices))]
-
-    def two(self, choices: Sequence[T]) -> tuple[T, T]:
-        """Two different choices."""
-        first = int(self._random.random() * len(choices))
-        other = int(self._random.random() * (len(choices) - 1))
-        return choices[first], choices[other + (other >= first)]
-
-    def chance(self, share: float) -> bool:
-        return self._random.random() < share
-
-    def shuffled(self, items: Sequence[T]) -> list[T]:
-        return [item for _, item in sorted((self._random.random(), item) for item in items)]
-
-
-def held_out(*words: str) -> bool:
-    """Whether a combination of words belongs to test (about a quarter do) rather than to train and validation."""
-    return hashlib.sha256(" ".join(words).encode()).digest()[0] % 4 == 0
+from typing import NamedTuple
 
 
 class Verb(NamedTuple):
@@ -141,10 +110,6 @@ THING_ADJECTIVES = _words("small old new heavy expensive ugly broken yellow gree
 ADVERBS = _words("quietly slowly again often suddenly eagerly calmly carefully")
 TIMES = ("after lunch", "in the morning", "before noon", "on Sunday", "at midnight", "during the storm")
 ORIGINS = ("from Spain", "from Norway", "from the village", "from the north", "with long hair", "with a red scarf")
-
-
-def article(next_word: str) -> str:
-    return "an" if next_word[0] in "aeiou" else "a"
 
 
 def text(words: Sequence[str]) -> str:

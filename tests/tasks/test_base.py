@@ -18,8 +18,12 @@ from tasks.base import (
     Suite,
     TaskData,
     TaskInfo,
+    at_most,
+    divided,
     fingerprint,
+    joined,
     label_ids,
+    simple_draw,
     stratified_draw,
 )
 from workflow.errors import AtlasError
@@ -91,9 +95,8 @@ class TestProtocol:
 class TestSplit:
     def test_take_keeps_inputs_labels_and_ids_together(self):
         taken = split(("a", "b", "c"), (0, 1, 0), (7, 8, 9)).take([2, 0])
-        assert (taken.inputs, taken.labels.tolist(), taken.ids.tolist()) == ([("c",), ("a",)], [0, 0], [9, 7])
-
-    def test_take_works_on_images(self):
+        assert both.labels.dtype == object and both.ids.tolist() == ["x/0"] * 2
+        assert both.answers.tolist() == ["1", "1"]
         images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, axis=3)
         taken = Split(images, np.array([0, 1, 0]), np.arange(3)).take([1])
         assert taken.inputs.shape == (1, 1, 1, 3) and taken.inputs[0, 0, 0, 0] == 1
@@ -139,6 +142,26 @@ class TestStratifiedDraw:
         again = self.ids[order][stratified_draw(self.labels[order], self.ids[order], 20, seed=0)]
         assert set(drawn) == set(again)
         assert set(drawn) != set(self.ids[stratified_draw(self.labels, self.ids, 20, seed=1)])
+
+
+class TestPartsOfASplit:
+    whole = split("abcdef", [0] * 6, range(6))
+
+    def test_a_split_is_cut_only_where_it_is_longer(self):
+        assert at_most(self.whole, None, 0) is self.whole and at_most(self.whole, 6, 0) is self.whole
+        assert at_most(self.whole, 2, 0).ids.tolist() == simple_draw(self.whole, 2, 0).tolist()
+        assert at_most(self.whole, 2, 0, lambda of, size, seed: np.arange(size)).inputs == [("a",), ("b",)]
+
+    def test_a_division_has_every_row_once(self):
+        rest, drawn = divided(self.whole, np.array([4, 1]))
+        assert rest.ids.tolist() == [0, 2, 3, 5] and drawn.inputs == [("e",), ("b",)]
+
+    def test_joined_splits_keep_what_they_have(self):
+        one = Split([("a",)], np.array([" 1"], object), np.array(["x/0"]), np.array(["1"]), [(" 1", " 2")])
+        both = joined([one, one])
+        assert both.inputs == [("a",), ("a",)] and both.choices == [(" 1", " 2")] * 2 and both.parts is None
+        assert both.labels.dtype == object and both.ids.tolist() == ["x/0"] * 2
+        assert both.answers.tolist() == ["1", "1"]
 
 
 class TestLocalRoot:

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from tasks._demo_glue import acceptability, entailment
-from tasks._demo_glue.lexicon import Draw
+from tasks._draw import Draw
 from tasks.demo_glue import GENERATORS, suite
 from workflow.errors import AtlasError
 
