@@ -626,7 +626,7 @@ class Backbone:
         encoded = self.model.get_encoder()(input_ids=batch.inputs["input_ids"], attention_mask=mask)
         start = torch.full((len(mask), 1), self.model.config.decoder_start_token_id, device=mask.device)
         done, new = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), [start[:, 0]]
-        for _ in range(tokens):
+        for step in range(tokens):
             ids = torch.stack(new, 1)
             out = self.model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=ids, use_cache=False)
             scores = out.logits[:, -1] if logits is None else logits(out.logits[:, -1], self.state)
@@ -635,6 +635,8 @@ class Backbone:
                 token = torch.where(done, stop, token)
                 done = done | (token == stop)
             new.append(token)
+            if stop is not None and step % 8 == 7 and bool(done.all()):
+                break
         return torch.stack(new[1:], 1)
 
     # ---- calibration --------------------------------------------------------------------------------------------

@@ -82,6 +82,12 @@ class Outputs:
     cache: Any = None
     labels: Tensor | None = None
 
+    def targets(self, batch: Batch) -> Tensor | None:
+        """The labels that the logits belong to, also where whoever made these outputs did not say."""
+        if self.labels is not None or batch.labels is None or batch.labels.dim() < 2:
+            return batch.labels if self.labels is None else self.labels
+        return batch.labels[:, -self.logits.shape[1] :]
+
 
 @dataclass
 class ForwardState:

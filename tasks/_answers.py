@@ -9,6 +9,7 @@ import re
 from fractions import Fraction
 
 PLACES = 6  # decimals to which answers are compared
+LONGEST = 60  # characters of a number
 
 # A number: a sign that is no minus between two terms, before or after a currency sign; digits, in groups of three
 # between commas or without any; decimals; and a second number under a slash.
@@ -55,6 +56,9 @@ def canonical(text: str, places: int = PLACES) -> str:
 
 
 def _canonical(number: re.Match, places: int) -> str:
+    """The form in which answers are compared; "" for an endless row of digits, which is no answer."""
+    if len(number[0]) > LONGEST:
+        return ""
     value = Fraction(number["value"].replace(",", ""))
     if number["under"] and Fraction(number["under"]):
         value /= Fraction(number["under"])

@@ -107,8 +107,8 @@ community's folders hold JPEG copies, also of sets that were PNG, so numbers are
 pipelines on TFDS arrays. No commit of the hub's copy is pinned (`revision` is a branch): the fingerprint of the data in
 a result, over lists and image files, says what was read.
 
-Of the published recipe two things are not done: drop path 0.1, and the floor of the learning rate (1e-5; here the cosine
-ends at 0).
+Of the published recipe two things are not done: drop path 0.1, and the floor of the learning rate (1e-5; here the
+cosine ends at 0).
 """
 
 LAST_EPOCH = Protocol(

@@ -209,7 +209,12 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     )
     with run.timed("data"):
         train = method.training_data(data.train, training)
-        training.splits["train"] = encoded["train"] = _encode(info, train, backbone, recipe, info.learn)
+        encoded["train"] = _encode(info, train, backbone, recipe, info.learn).learnable()
+        if not len(encoded["train"]):
+            raise Unusable(
+                f"every training example is cut before its answer: raise max_length ({recipe['max_length']})"
+            )
+        training.splits["train"] = encoded["train"]
     run.figures["data"] = {name: len(part) for name, part in encoded.items()}
     run.figures["data"]["cut"] = {name: part.cut for name, part in encoded.items() if part.cut}
     with memory.phase("attach"):
@@ -229,11 +234,13 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         method.prepare_inference()
         last = selected = scorer.predict(data.test, encoded["test"])
         if training.best is not None and training.log.best_step != training.log.steps:
-            ended = training.weights()
+            ended = training.weights("cpu") if suite.reported(cell.protocol) == "last" else None
             training.load_weights(training.best)
+            method.prepare_inference()
             selected = scorer.predict(data.test, encoded["test"])
-            if suite.reported(cell.protocol) == "last":
+            if ended is not None:
                 training.load_weights(ended)
+                method.prepare_inference()
         run.figures["metrics"] = {
             "primary": info.primary,
             "rule": "last" if training.best is None else suite.reported(cell.protocol),

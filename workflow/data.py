@@ -102,6 +102,15 @@ class Encoded:
         columns = ("labels", "ids", "types", "pixels", "prompt", "first")
         return replace(self, **{name: pick(getattr(self, name)) for name in columns})
 
+    def learnable(self) -> Encoded:
+        """Without the examples that teach nothing, because their answer was cut away."""
+        if not isinstance(self.labels, Ragged) or not len(self):
+            return self
+        learned = np.zeros(len(self.labels.values) + 1, np.int64)
+        np.cumsum(self.labels.values != IGNORED, out=learned[1:])
+        rows = np.flatnonzero(np.diff(learned[self.labels.offsets]))
+        return self if len(rows) == len(self) else self.take(rows)
+
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The examples at these positions, padded to the longest of them."""
         if self.ids is None:
@@ -174,6 +183,20 @@ def sorted_batches(data: Encoded, size: int) -> Iterator[Batch]:
         yield data.batch(order[start : start + size])
 
 
+def budgeted_batches(data: Encoded, tokens: int, images: int, more: int = 0) -> Iterator[Batch]:
+    """Every example once, longest first, in batches of about this many tokens, with `more` to come for each row.
+
+    Of images there are `images` in a batch.
+    """
+    order = np.argsort(-data.lengths, kind="stable")
+    lengths, start = data.lengths[order] + more, 0
+    while start < len(order):
+        rows = images if data.ids is None else max(1, tokens // int(lengths[start]))
+        rows = rows if rows < 8 else rows // 8 * 8
+        yield data.batch(order[start : start + rows])
+        start += rows
+
+
 def prefetch(batches: Iterator[Batch], device: torch.device, depth: int = 4) -> Iterator[Batch]:
     """Batches on the device. On a GPU they are padded and pinned by a thread while the device computes."""
     if device.type != "cuda":
@@ -182,21 +205,22 @@ def prefetch(batches: Iterator[Batch], device: torch.device, depth: int = 4) -> 
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
 
+    def put(item) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+
     def work():
         try:
             for batch in batches:
-                pinned = batch.pin()
-                while not stop.is_set():
-                    try:
-                        ready.put(pinned, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
+                put(batch.pin())
                 if stop.is_set():
                     return
-            ready.put(None)
+            put(None)
         except BaseException as problem:
-            ready.put(problem)
+            put(problem)
 
     threading.Thread(target=work, daemon=True).start()
     try:

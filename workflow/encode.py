@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def encode(
         return Encoded(labels, ids, pad=padding(tokenizer), targets=True, cut=cut)
     name = ("completions", limit)
     ids, prompt, cut = _cached(name, split, tokenizer, lambda: _completions(split, tokenizer, limit))
-    return _next_tokens(ids, prompt.values, learn, padding(tokenizer), cut)
+    return _next_tokens(ids, prompt.values.astype(np.int64), learn, padding(tokenizer), cut)
 
 
 def padding(tokenizer: Any) -> int:
@@ -182,8 +183,9 @@ def choices(split: Split, backbone: Backbone) -> Choices:
         ids.append([*start, *body])
         labels.append([IGNORED] * (len(start) - 1) + [*body, IGNORED])
         first.append(len(start) - 1)
+    places = np.array(first, np.int64)
     encoded = Encoded(
-        Ragged.of(labels), Ragged.of(ids), pad=padding(tokenizer), pad_left=True, first=np.array(first, np.int64)
+        Ragged.of(labels), Ragged.of(ids), prompt=places + 1, pad=padding(tokenizer), pad_left=True, first=places
     )
     members = list(rows.values())
     return Choices(
@@ -264,9 +266,14 @@ def _cached(name: tuple, split: Split, tokenizer: Any, make) -> tuple[Ragged, Ra
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 (hex) over what decides on the ids: the tokenizer without its padding and truncation, which calls set."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = f"{type(tokenizer).__name__} {getattr(tokenizer, 'vocab', '')}" if backend is None else backend.to_str()
-    return hashlib.sha256(text.encode()).hexdigest()
+    state = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "sep_token_id", "truncation_side")}
+    if backend is None:
+        state |= {"type": type(tokenizer).__name__, "vocab": getattr(tokenizer, "vocab", None)}
+    else:
+        state |= json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, *columns: Any) -> None:

@@ -21,9 +21,10 @@ from models.batch import Batch, Outputs
 from tasks import metrics
 from tasks.base import Split, Suite, TaskInfo
 from workflow import encode
-from workflow.data import IGNORED, Encoded, prefetch, sorted_batches
+from workflow.data import IGNORED, Encoded, budgeted_batches, prefetch
 
 CLASSIFICATION_TOKENS = 8192  # tokens of a batch of evaluation: longest example times rows
+IMAGES = 128  # of a batch of evaluation
 SCORING_TOKENS = 2048  # where every token has scores of the whole vocabulary
 GENERATION_TOKENS = 8192
 GENERATED = ("accuracy", "accuracy_flexible", "unparsed")
@@ -143,7 +144,7 @@ class Scorer:
     def _batches(self, data: Encoded, tokens: int) -> Iterator[Batch]:
         self.backbone.train(False)
         self.method.parts.train(False)
-        return prefetch(sorted_batches(data, _rows(int(data.lengths.max()), tokens)), self.backbone.device)
+        return prefetch(budgeted_batches(data, tokens, IMAGES), self.backbone.device)
 
     # ---- generation ----------------------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ class Scorer:
         """(n, 2): summed negative log-likelihood of the learned tokens, and their number."""
 
         def loss(outputs: Outputs, batch: Batch) -> Tensor:
-            labels = outputs.labels if outputs.labels is not None else batch.labels
+            labels = outputs.targets(batch)
             values = F.cross_entropy(self._logits(outputs).flatten(0, 1), labels.flatten(), reduction="none")
             return torch.stack([values.view(labels.shape).sum(1), (labels != IGNORED).sum(1)], 1)
 
@@ -172,8 +173,8 @@ class Scorer:
         """Greedy continuations, cut at the end token."""
         texts: list[str] = [""] * len(data)
         tokenizer, info = self.backbone.tokenizer, self.info
-        size = _rows(int(data.lengths.max()) + info.new_tokens, GENERATION_TOKENS)
-        for batch in prefetch(sorted_batches(data, size), self.backbone.device):
+        batches = budgeted_batches(data, GENERATION_TOKENS, IMAGES, more=info.new_tokens)
+        for batch in prefetch(batches, self.backbone.device):
             room = info.new_tokens
             if info.total_tokens is not None:
                 room = max(1, min(room, info.total_tokens - batch.inputs["input_ids"].shape[1]))
@@ -193,7 +194,7 @@ class Scorer:
         for batch in self._batches(found.encoded, SCORING_TOKENS):
             outputs = self.method.forward(batch, self.backbone.forward)
             scores = torch.log_softmax(self._logits(outputs), -1)
-            labels = outputs.labels
+            labels = outputs.targets(batch)
             known = scores.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
             common = (known * (labels != IGNORED)).sum(1)
             for i, row in enumerate(batch.rows):
@@ -203,18 +204,12 @@ class Scorer:
         return np.array([values.argmax() for values in best])
 
 
-def _rows(longest: int, tokens: int) -> int:
-    """Examples of a batch: about this many tokens, a multiple of eight from eight on."""
-    rows = max(1, tokens // max(1, longest))
-    return rows if rows < 8 else rows // 8 * 8
-
-
 def _loss_estimate(losses: np.ndarray) -> Estimate:
     """Mean nats per token over all tokens; the standard error is that of a ratio over examples."""
     nats, tokens = losses.astype(np.float64).T
-    value = nats.sum() / tokens.sum()
+    value = nats.sum() / max(1.0, tokens.sum())
     spread = (nats - value * tokens).std(ddof=1) if len(nats) > 1 else 0.0
-    return {"value": float(value), "stderr": float(spread / tokens.mean() / len(nats) ** 0.5), "n": len(nats)}
+    return {"value": float(value), "stderr": float(spread / max(1.0, tokens.sum()) * len(nats) ** 0.5), "n": len(nats)}
 
 
 def _mean(estimates: list[Estimate]) -> Estimate:

@@ -46,11 +46,12 @@ class Interrupted(BaseException):
 
 
 def task_loss(outputs: Outputs, batch: Batch) -> Tensor:
-    """Cross-entropy over classes or next tokens, or squared error for one score; a mean, in fp32."""
-    logits, labels = outputs.logits.float(), outputs.labels if outputs.labels is not None else batch.labels
+    """Cross-entropy over classes or next tokens, or squared error for one score; a mean, in fp32 (0 over nothing)."""
+    logits, labels = outputs.logits.float(), outputs.targets(batch)
     if labels.dim() == 1:
         return F.cross_entropy(logits, labels) if labels.dtype == torch.long else F.mse_loss(logits[:, 0], labels)
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp_min(1)
 
 
 def learning_rate_factor(schedule: str, step: int, total: int, warmup: float) -> float:
@@ -385,7 +386,7 @@ class Training:
         self.log.validation.append([self.log.steps, round(value, 6)])
         if value > self.log.best_value:
             self.log.best_value, self.log.best_step = value, self.log.steps
-            self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._places().items()}
+            self.best = self.weights("cpu")
 
     # ---- optimiser -------------------------------------------------------------------------------------------
 
@@ -434,9 +435,9 @@ class Training:
             places |= {f"head.{k}": v for k, v in self.backbone.head.state_dict(keep_vars=True).items()}
         return places
 
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of what is trained (method, changed backbone weights, head), on its device."""
-        return {name: tensor.detach().clone() for name, tensor in self._places().items()}
+    def weights(self, device: str | None = None) -> dict[str, Tensor]:
+        """A copy of what is trained (method, changed backbone weights, head), on a device or where it is."""
+        return {name: tensor.detach().to(device, copy=True) for name, tensor in self._places().items()}
 
     @torch.no_grad()
     def load_weights(self, weights: dict[str, Tensor]) -> None:

@@ -217,7 +217,7 @@ class Method:
         """After the optimiser has stepped."""
 
     def forward(self, batch: Batch, call: Callable[[Batch], Outputs]) -> Outputs:
-        """Around the whole model: several streams or passes."""
+        """Around the whole model: several streams or passes. Generation does not pass here: see `logits`."""
         return call(batch)
 
     def loss(self, outputs: Outputs, batch: Batch, task_loss: Callable[[Outputs, Batch], Tensor]) -> Tensor:
@@ -235,7 +235,7 @@ class Method:
         return StepResult(loss.detach())
 
     def logits(self, logits: Tensor, state: Any) -> Tensor:
-        """Scores (B, vocabulary) of one generated token, or class scores when scoring."""
+        """Scores (B, vocabulary) of one generated token, (B, L, vocabulary) of given ones, or class scores."""
         return logits
 
     def training_state(self) -> dict[str, Any]:
@@ -248,7 +248,10 @@ class Method:
     # ---- after training ----------------------------------------------------------------------------------------
 
     def prepare_inference(self) -> None:
-        """Fold away what only training needs."""
+        """Fold away what only training needs.
+
+        Called once more when another checkpoint is put in its place, so it keeps the names of what is stored.
+        """
 
     def merge(self) -> MergeReport:
         """Write the learned change into the pretrained weights, so that inference costs nothing extra."""
@@ -278,6 +281,10 @@ class Method:
         if missing := set(self._stored_names()) - state.keys():
             raise KeyError(f"the stored state lacks {', '.join(sorted(missing))}")
         for name, value in state.items():
+            if places[name].shape != value.shape:
+                raise RuntimeError(
+                    f"{name} is {tuple(value.shape)} in the stored state, not {tuple(places[name].shape)}"
+                )
             places[name].copy_(value)
 
     def _places(self) -> dict[str, nn.Parameter]:

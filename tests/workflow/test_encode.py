@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +82,17 @@ def test_what_is_too_long_is_cut_on_the_right_and_counted(decoder):
     assert encode.encode(INFO, SUMS, decoder, None).cut == 0
 
 
+def test_an_example_whose_answer_is_cut_away_is_not_trained_on(decoder):
+    both = split(("a b c d e f g h", "seven"), ("two", "four"))
+    data = encode.encode(INFO, both, decoder, 6)
+    assert len(data) == 2 and data.cut == 1
+    kept = data.learnable()
+    assert [row.tolist() for row in kept.ids] == [data.ids[1].tolist()]
+    assert kept.first.tolist() == [data.first[1]]
+    whole = encode.encode(INFO, both, decoder, None)
+    assert whole.learnable() is whole
+
+
 def test_a_prompt_loses_its_beginning_where_there_is_no_room_for_the_answer():
     gpt2 = load(model("tiny-gpt2"), "generation")
     long = split((" ".join(f"w{i}" for i in range(100)), "seven"), choices=[("answer a", "answer b")])
@@ -136,8 +148,26 @@ class TestCache:
         first = encode.encode(INFO, SUMS, decoder, None)
         monkeypatch.setattr(encode, "_completions", lambda *_: pytest.fail("tokenised again"))
         again = encode.encode(INFO, SUMS, decoder, None)
+        assert again.prompt.dtype == np.int64
         assert again.ids.values.tolist() == first.ids.values.tolist()
         assert again.labels.values.tolist() == first.labels.values.tolist()
+
+    def test_the_end_token_is_part_of_what_a_tokenizer_is(self, decoder, tmp_path):
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        plain = Tokenizer(models.WordLevel({"[UNK]": 0, "<a>": 1, "<b>": 2, "four": 3}, unk_token="[UNK]"))
+        plain.pre_tokenizer = pre_tokenizers.Whitespace()
+        ends = []
+        for end in ("<a>", "<b>"):
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=end)
+            on = SimpleNamespace(kind="decoder", tokenizer=tokenizer, shape=SimpleNamespace(tokens=64))
+            data = encode.encode(INFO, split(("two and two", "four")), on, None)
+            ends.append(int(data.labels[0][-1]))
+            digest = encode._tokenizer_digest(tokenizer)
+            tokenizer(["one two three"], truncation=True, max_length=2)
+            assert encode._tokenizer_digest(tokenizer) == digest
+        assert ends == [1, 2]
 
     @pytest.mark.parametrize("other", ["texts", "length", "tokenizer"])
     def test_what_changes_the_tokens_changes_the_file(self, decoder, other, tmp_path):

@@ -15,7 +15,9 @@ from tasks.base import Split
 from tests.helpers import attach, lively
 from tests.workflow.test_evaluate import INFO, SPLIT, scorer
 from workflow import encode
+from workflow.data import Encoded, budgeted_batches
 from workflow.evaluate import Scorer
+from workflow.train import task_loss
 
 CLASSES = replace(
     INFO,
@@ -95,3 +97,44 @@ def test_images_are_resized_as_pillow_does(resample):
     found = encode.Pixels(image, 4, (0.0,) * 3, (1.0,) * 3, resample)[np.array([0])]
     expected = Image.fromarray(image[0]).resize((4, 4), getattr(Image.Resampling, resample.upper()))
     assert np.allclose(found[0], np.asarray(expected).transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+def test_a_batch_without_anything_to_learn_has_no_loss():
+    made = scorer()
+    data = encode.encode(INFO, SPLIT, made.backbone, 3)
+    batch = data.batch(np.arange(3))
+    assert (batch.labels == -100).all()
+    assert task_loss(made.backbone.forward(batch), batch).item() == 0.0
+    assert made.select(data) == 0.0
+
+
+def test_outputs_that_carry_no_labels_are_scored_against_the_end_of_the_batch():
+    made = scorer()
+    data = encode.encode(INFO, SPLIT, made.backbone, None)
+    expected = made._losses(data)
+    made.method.forward = lambda batch, call: replace(call(batch), labels=None)
+    assert np.allclose(made._losses(data), expected)
+    assert made._choose(SPLIT).shape == (3,)
+
+
+def test_options_know_where_their_prompt_ends():
+    made = scorer()
+    found, prompts = encode.choices(SPLIT, made.backbone), encode.prompts(SPLIT, made.backbone, 6)
+    assert found.encoded.prompt.tolist() == [prompts.prompt[example] for example in found.example]
+
+
+class TestBatches:
+    def test_images_are_few(self):
+        data = Encoded(np.zeros(300, int), pixels=np.zeros((300, 3, 2, 2), np.float32))
+        assert [len(batch) for batch in budgeted_batches(data, 8192, images=128)] == [128, 128, 44]
+
+    def test_texts_are_as_many_as_the_longest_of_them_allows(self):
+        lengths = [50, 10, 10, 2, 2, 2, 2, 2, 2, 2, 2]
+        data = Encoded(np.zeros(11, int), [np.arange(length) for length in lengths])
+        batches = list(budgeted_batches(data, 20, images=1))
+        assert [batch.inputs["input_ids"].shape for batch in batches] == [(1, 50), (2, 10), (8, 2)]
+        assert sorted(row for batch in batches for row in batch.rows) == list(range(11))
+
+    def test_room_is_left_for_what_is_to_come(self):
+        data = Encoded(np.zeros(6, int), [np.arange(2) for _ in range(6)])
+        assert [len(batch) for batch in budgeted_batches(data, 20, images=1, more=3)] == [4, 2]
