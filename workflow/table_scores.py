@@ -168,8 +168,9 @@ class Mean:
 
 
 def means(study: Study, places: tuple[Place, ...]) -> list[Mean]:
-    """The means of a suite on a model: of each group, of the groups, and of all tasks. A title says `2 of 7` where the
-    grid has not all tasks of the suite. Tasks that do not count in means, and metrics to be low, are left out."""
+    """The means of a suite on a model: of each group, of the groups, and of all tasks; of all tasks only where no group
+    has two. A title says `2 of 7` where the grid has not all tasks of the suite. Tasks that do not count in means, and
+    metrics to be low, are left out."""
     counted = [place for place in places if study.facts[place].ranked and not metric_of(study.metric(place)).lower]
     if len(counted) < 2:
         return []
@@ -187,7 +188,7 @@ def means(study: Study, places: tuple[Place, ...]) -> list[Mean]:
     ]
     over_groups = Mean(f"mean of {share(len(groups), len({i.group for i in whole_suite}))} groups", tuple(of_groups))
     title = f"mean of {share(len(counted), len(whole_suite))}"
-    if len(groups) > 1:
+    if 1 < len(groups) < len(counted):
         return [*of_groups, over_groups, Mean(f"{title} tasks", tuple(counted))]
     return [Mean(title, tuple(counted))]
 

@@ -322,6 +322,11 @@ class TestMeans:
         titles = [c.title for c in self.vtab(tmp_path).summary.columns]
         assert "cifar" not in titles and "mean of 5 tasks" in titles
 
+    def test_groups_of_one_task_each_are_no_groups(self, tmp_path):
+        made = [result(cell(suite="vtab", task=name, model="vit")) for name in ("cifar", "clevr")]
+        titles = [c.title for c in scores(tmp_path, *made).summary.columns]
+        assert titles == ["trained", "trained", "cifar", "clevr", "mean of 2 of 5", "step", "memory", "stored"]
+
     def test_suites_and_models_are_not_mixed(self, tmp_path):
         made = [
             result(cell(suite=suite, task="sst2", model=model)) for suite in ("glue", "demo_glue") for model in "ab"
