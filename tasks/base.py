@@ -55,7 +55,10 @@ generation_task = partial(TaskInfo, kind="generation", modality="text", labels=(
 
 
 class Images:
-    """Images that are read when they are asked for, because a test set of them does not fit into memory."""
+    """Images that are read when they are asked for, because a test set of them does not fit into memory.
+
+    Abstract: where the images lie is the suite's business, so a subclass writes all four.
+    """
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -231,7 +234,7 @@ class Suite:
         """Generation: the answers found in a text generated after a prompt, by rule: `strict`, and `flexible`.
 
         task: of a test with parts, the part. An answer is in the one form that `Split.answers` has too, so that equal
-        answers are equal strings; "" where none is found.
+        answers are equal strings; "" where none is found. Only suites that generate have answers to extract.
         """
         raise NotImplementedError
 

@@ -224,12 +224,11 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     if recipe["gradient_checkpointing"]:
         backbone.gradient_checkpointing()
 
-    began = time.perf_counter()
     try:
         with memory.phase("train"):
             training.run()
     finally:
-        _note_training(run, training, counts, time.perf_counter() - began, scorer.selection)
+        _note_training(run, training, counts, scorer.selection)
     with run.timed("test"), memory.phase("inference"):
         method.prepare_inference()
         last = selected = scorer.predict(data.test, encoded["test"])
@@ -252,7 +251,8 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     with run.timed("save"):
         _note_stored(counts, method, backbone, measure)
         start.save(cell, suite, out, method)
-        _save_predictions(out, data.test, selected, last)
+        shown = last if run.figures["metrics"]["rule"] == "last" else selected
+        _save_predictions(out, data.test, shown, selected, last)
     with run.timed("measure"):
         _measure_inference(run, grid, method, backbone, encoded["test"], LATENCY_BATCHES[info.kind])
 
@@ -311,7 +311,7 @@ def _range(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _note_training(run: Run, training, counts: dict, wall: float, selection: str) -> None:
+def _note_training(run: Run, training, counts: dict, selection: str) -> None:
     from workflow.measure import step_times
 
     log = training.log
@@ -355,8 +355,8 @@ def _note_stored(counts: dict, method, backbone, measure) -> None:
         counts["head_bytes"] = measure.stored_bytes(backbone.head.state_dict())
 
 
-def _save_predictions(out: Path, test, selected, last) -> None:
-    """One row a test example. Texts, answers, losses and scores are those of the selected checkpoint."""
+def _save_predictions(out: Path, test, shown, selected, last) -> None:
+    """One row a test example. Texts, answers, losses and scores are those of the checkpoint shown in tables."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -368,17 +368,17 @@ def _save_predictions(out: Path, test, selected, last) -> None:
     }
     if test.parts is not None:
         columns["part"] = pa.array(test.parts)
-    columns |= {f"answer_{rule}": pa.array(answers) for rule, answers in selected.answers.items()}
-    if selected.texts is not None:
-        columns["text"] = pa.array(selected.texts)
-    if selected.chosen is not None:
-        columns["chosen"] = pa.array(selected.chosen)
-    if selected.losses is not None:
-        columns["nats"] = pa.array(selected.losses[:, 0].astype(np.float32))
-        columns["tokens"] = pa.array(selected.losses[:, 1].astype(np.int32))
-    if selected.scores is not None:
-        for k in range(selected.scores.shape[1]):
-            columns[f"score_{k}"] = pa.array(selected.scores[:, k].astype(np.float32))
+    columns |= {f"answer_{rule}": pa.array(answers) for rule, answers in shown.answers.items()}
+    if shown.texts is not None:
+        columns["text"] = pa.array(shown.texts)
+    if shown.chosen is not None:
+        columns["chosen"] = pa.array(shown.chosen)
+    if shown.losses is not None:
+        columns["nats"] = pa.array(shown.losses[:, 0].astype(np.float32))
+        columns["tokens"] = pa.array(shown.losses[:, 1].astype(np.int32))
+    if shown.scores is not None:
+        for k in range(shown.scores.shape[1]):
+            columns[f"score_{k}"] = pa.array(shown.scores[:, k].astype(np.float32))
     path = out.with_name(f"{out.stem}.predictions.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -42,7 +42,7 @@ def test_generation(run, model):
     assert metrics["select"] == "nll" and metrics["last"].keys() == {"accuracy", "accuracy_flexible", "unparsed", "nll"}
     assert result["data"]["train"] == 20 and result["data"]["test"] == 20
     assert (table.prediction_selected == table.reference).mean() == metrics["selected"]["accuracy"]["value"]
-    assert table.nats.sum() / table.tokens.sum() == pytest.approx(metrics["selected"]["nll"]["value"], rel=1e-5)
+    assert table.nats.sum() / table.tokens.sum() == pytest.approx(metrics["last"]["nll"]["value"], rel=1e-5)
     curve = result["curves"]["validation"]
     assert all(value > 0 for _, value in curve), "the curve is the loss itself"
     assert metrics["selected_step"] == min(curve, key=lambda point: point[1])[0]
@@ -90,3 +90,13 @@ def test_a_model_that_does_not_fit_the_task_is_unsupported(run, suite, task, mod
 def test_the_protocol_says_which_checkpoint_is_reported(run, suite, task, model, rule):
     result, _ = run(suite, task, model, "full")
     assert result["metrics"]["rule"] == rule
+
+
+def test_texts_and_losses_beside_a_result_are_those_of_the_checkpoint_that_tables_show(run, monkeypatch):
+    values = iter([1.0, 0.0])
+    monkeypatch.setattr("workflow.evaluate.Scorer.select", lambda self, data: next(values))
+    result, table = run("demo_gsm8k", "arithmetic", "tiny-llama", "full")
+    metrics = result["metrics"]
+    assert metrics["rule"] == "last" and metrics["selected_step"] == 3
+    assert metrics["selected"]["nll"]["value"] != pytest.approx(metrics["last"]["nll"]["value"], rel=1e-3)
+    assert table.nats.sum() / table.tokens.sum() == pytest.approx(metrics["last"]["nll"]["value"], rel=1e-5)
