@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -45,6 +45,10 @@ class ModelEntry:
             ",".join(f"{k}={v}" for k, v in sorted(self.config.items())) if self.source == "random" else self.location
         )
         return f"{self.source}:{sizes}@{self.revision}{pooled}"
+
+    def with_random_weights(self) -> ModelEntry:
+        """The same network without what it has learned, for measuring costs."""
+        return replace(self, source="random", revision="1")
 
 
 _REQUIRED = {"architecture", "source", "revision", "licence"}
