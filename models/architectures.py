@@ -195,6 +195,128 @@ T5 = Architecture(
     pooling="mean",
     auto="AutoModelForSeq2SeqLM",
 )
+DEBERTA = replace(
+    ROBERTA,
+    stacks={
+        "": replace(
+            _BERT_STACK,
+            linears=_BERT_STACK.linears
+            | {
+                "attn.q": "attention.self.query_proj",
+                "attn.k": "attention.self.key_proj",
+                "attn.v": "attention.self.value_proj",
+            },
+        )
+    },
+    outside={
+        **ROBERTA.outside,
+        "embed.relative": "encoder.rel_embeddings",
+        "norm.relative": "encoder.LayerNorm",
+    },
+    mask="2d",
+    dispatches=False,
+    options={},
+)
+MODERNBERT = Architecture(
+    kind="encoder",
+    stacks={
+        "": Stack(
+            blocks="layers",
+            linears={
+                "attn.q": Fused("attn.Wqkv", 0, 3),
+                "attn.k": Fused("attn.Wqkv", 1, 3),
+                "attn.v": Fused("attn.Wqkv", 2, 3),
+                "attn.o": "attn.Wo",
+                "mlp.gate": Fused("mlp.Wi", 0, 2),
+                "mlp.up": Fused("mlp.Wi", 1, 2),
+                "mlp.down": "mlp.Wo",
+            },
+            norms={"norm.attn": "attn_norm", "norm.mlp": "mlp_norm"},
+            modules={"attn": "attn", "attn.core": "attn", "mlp": "mlp", "mlp.act": "mlp.act"},
+        )
+    },
+    outside={
+        "norm.final": "final_norm",
+        "embed.token": "embeddings.tok_embeddings",
+        "embed.norm": "embeddings.norm",
+        "embed": "embeddings",
+    },
+    pooling="mean",
+    head="dense",
+    first_slot=1,
+)
+OPT = Architecture(
+    kind="decoder",
+    stacks={
+        "": Stack(
+            blocks="decoder.layers",
+            linears={
+                **{f"attn.{n}": f"self_attn.{n}_proj" for n in "qkv"},
+                "attn.o": "self_attn.out_proj",
+                "mlp.up": "fc1",
+                "mlp.down": "fc2",
+            },
+            norms={"norm.attn": "self_attn_layer_norm", "norm.mlp": "final_layer_norm"},
+            modules={"attn": "self_attn", "attn.core": "self_attn", "mlp.act": "activation_fn"},
+        )
+    },
+    outside={
+        "norm.final": "decoder.final_layer_norm",
+        "embed.token": "decoder.embed_tokens",
+        "embed.position": "decoder.embed_positions",
+        "embed.in": "decoder.project_in",
+        "embed.out": "decoder.project_out",
+    },
+    pooling="last",
+    head_bias=False,
+    mask="4d",
+)
+BLOOM = Architecture(
+    kind="decoder",
+    stacks={
+        "": Stack(
+            blocks="h",
+            linears={
+                "attn.q": Fused("self_attention.query_key_value", 0, 3, "heads"),
+                "attn.k": Fused("self_attention.query_key_value", 1, 3, "heads"),
+                "attn.v": Fused("self_attention.query_key_value", 2, 3, "heads"),
+                "attn.o": "self_attention.dense",
+                "mlp.up": "mlp.dense_h_to_4h",
+                "mlp.down": "mlp.dense_4h_to_h",
+            },
+            norms={"norm.attn": "input_layernorm", "norm.mlp": "post_attention_layernorm"},
+            modules={"attn": "self_attention", "attn.core": "self_attention", "mlp": "mlp", "mlp.act": "mlp.gelu_impl"},
+        )
+    },
+    outside={
+        "norm.final": "ln_f",
+        "embed.token": "word_embeddings",
+        "embed.norm": "word_embeddings_layernorm",
+    },
+    pooling="last",
+    head_bias=False,
+    dispatches=False,
+)
+DEIT = replace(VIT, first_slot=2)
+DINOV2 = replace(
+    VIT,
+    stacks={
+        "": replace(
+            VIT.stacks[""],
+            blocks="encoder.layer",
+            linears=VIT.stacks[""].linears
+            | {"mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.fc1|mlp.up_proj", "mlp.down": "mlp.fc2|mlp.down_proj"},
+            norms={"norm.attn": "norm1", "norm.mlp": "norm2"},
+            modules=VIT.stacks[""].modules
+            | {
+                "mlp.act": "mlp.activation_fn|mlp.act_fn",
+                "scale.attn": "layer_scale1",
+                "scale.mlp": "layer_scale2",
+            },
+        )
+    },
+    options={},
+)
 GPT2 = Architecture(
     kind="decoder",
     stacks={
@@ -231,4 +353,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "swin": SWIN,
     "t5": T5,
     "gpt2": GPT2,
+    "deberta-v2": DEBERTA,
+    "modernbert": MODERNBERT,
+    "opt": OPT,
+    "bloom": BLOOM,
+    "deit": DEIT,
+    "dinov2": DINOV2,
 }

@@ -143,7 +143,8 @@ class SiteMap:
                 site = SiteId(part, layer, name)
                 self.linears[site] = Site(site, module, fused, _head_dim(core))
         for name, path in stack.norms.items():
-            if (module := _find(block, path)) is not None:
+            module = _find(block, path)
+            if module is not None and not isinstance(module, nn.Identity):  # the first norm of ModernBERT is none
                 site = SiteId(part, layer, name)
                 self.norms[site] = self.modules[site] = module
 
