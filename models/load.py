@@ -83,9 +83,10 @@ def load(
         weights = "random"
     auto = _auto(architecture, generation)
     if weights == "pretrained":
-        model = _pretrained(entry, auto, options, dtype)
+        model = _pretrained(entry, auto, options | _attention(architecture), dtype)
         tokenizer = _tokenizer(entry, architecture.kind)
     else:
+        options |= _attention(architecture)
         model = _from_configuration(configuration(entry), auto, options, dtype, weights, seed)
         tokenizer = None if architecture.kind == "vision" else HashTokenizer(model.config.vocab_size)
     head = None
@@ -114,14 +115,19 @@ def _auto(architecture, generation: bool):
     return transformers.AutoModelForCausalLM if generation else transformers.AutoModel
 
 
+def _attention(architecture) -> dict[str, str]:
+    """The project's attention, or the library's own where that one would be given a mask it does not understand."""
+    from models.attention import NAME
+
+    return {"attn_implementation": NAME if architecture.dispatches else "eager"}
+
+
 def _pretrained(entry: ModelEntry, auto, options: dict, dtype: torch.dtype):
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    from models.attention import NAME
-
-    options |= {"dtype": dtype, "attn_implementation": NAME, "use_safetensors": True}
+    options |= {"dtype": dtype, "use_safetensors": True}
     return _from_pretrained(entry, "weights", auto, options)
 
 
@@ -138,14 +144,19 @@ def _from_pretrained(entry: ModelEntry, what: str, auto, options: dict):
 
 
 def _from_configuration(config, auto, options: dict, dtype: torch.dtype, weights: Weights, seed: int):
-    from models.attention import NAME
-
     if weights == "meta":
         with torch.device("meta"):
-            return auto.from_config(config, dtype=dtype, attn_implementation=NAME, **options)
+            return _untied(auto.from_config(config, dtype=dtype, **options))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return auto.from_config(config, dtype=dtype, attn_implementation=NAME, **options)
+        return _untied(auto.from_config(config, dtype=dtype, **options))
+
+
+def _untied(model):
+    """T5 v1.1 has an output layer of its own, but transformers ties it unless it is in a checkpoint."""
+    if getattr(model.config, "scale_decoder_outputs", True) is False:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    return model
 
 
 def _tokenizer(entry: ModelEntry, kind: str):
@@ -160,7 +171,7 @@ def _tokenizer(entry: ModelEntry, kind: str):
 def _width(config) -> int:
     if config.model_type == "swin":
         return config.embed_dim * 2 ** (len(config.depths) - 1)
-    return config.hidden_size
+    return getattr(config, "word_embed_proj_dim", config.hidden_size)  # OPT-350m ends in the width of its embeddings
 
 
 def _dropout(config) -> float:
