@@ -12,16 +12,17 @@ from models.architectures import ARCHITECTURES
 from workflow.errors import AtlasError, suggest
 
 FOLDER = Path(__file__).parent
-SOURCES = ("hub", "package", "local", "project", "random")
+SOURCES = ("hub", "package", "local", "project", "random", "none")
 
 
 @dataclass(frozen=True)
 class ModelEntry:
     """One backbone size.
 
-    source: where the weights come from (hub, package, local, project, random); location: hub id, import name of
-    the package with the folder inside it, or a path; revision: pinned hub commit or package version;
-    architecture: transformers' model_type; config: its configuration, enough to build it without weights.
+    source: where the weights come from (hub, package, local, project, random), or none where only the sizes are
+    known; location: hub id, import name of the package with the folder inside it, or a path; revision: pinned hub
+    commit or package version; architecture: transformers' model_type; config: its configuration, enough to build it
+    without weights; parameters: how many the network has without a task head (decoders with their output layer).
     """
 
     name: str
@@ -36,6 +37,21 @@ class ModelEntry:
     config: dict = field(default_factory=dict)
     pooling: str | None = None
     title: str = ""
+    parameters: int | None = None
+
+    @property
+    def file(self) -> Path:
+        """Where the entry is written."""
+        return FOLDER / f"{self.family}.yaml"
+
+    @property
+    def size(self) -> str:
+        """The number of parameters to three digits: 86.4M, 1.24B; empty where the entry does not tell."""
+        if self.parameters is None:
+            return ""
+        rounded = float(f"{self.parameters:.2e}")
+        unit, letter = next((u, a) for u, a in ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1, "")) if rounded >= u)
+        return f"{rounded / unit:#.3g}".rstrip(".") + letter
 
     @property
     def identity(self) -> str:
@@ -52,7 +68,7 @@ class ModelEntry:
 
 
 _REQUIRED = {"architecture", "source", "revision", "licence"}
-_OPTIONAL = {"location", "dtype", "config", "pooling", "title", "kind"}
+_OPTIONAL = {"location", "dtype", "config", "pooling", "title", "kind", "parameters"}
 
 
 def _read(path: Path) -> list[ModelEntry]:
@@ -79,6 +95,12 @@ def _entry(name: str, path: Path, values: dict) -> ModelEntry:
     if values["source"] not in SOURCES:
         mend = suggest(values["source"], SOURCES)
         raise AtlasError(f"unknown source of '{name}'", file=path, key="source", mend=mend)
+    counted = values.get("parameters", 1)
+    if type(counted) is not int or counted < 1:
+        mend = f"give what `python -m workflow count --method full --model {name}` prints as `backbone`"
+        raise AtlasError(
+            f"'{counted}' is no number of parameters", file=path, key=f"sizes.{name}.parameters", mend=mend
+        )
     architecture = ARCHITECTURES.get(values["architecture"])
     if architecture is None:
         mend = suggest(values["architecture"], ARCHITECTURES)
@@ -92,6 +114,7 @@ def _entry(name: str, path: Path, values: dict) -> ModelEntry:
         config=values.get("config", {}),
         pooling=values.get("pooling"),
         title=values.get("title", name),
+        parameters=values.get("parameters"),
         **{k: str(values[k]) for k in sorted(_REQUIRED)},
     )
 

@@ -29,6 +29,13 @@ def folder(entry: ModelEntry) -> Path | str:
     if entry.source == "package":
         path = packaged(entry)
         return gguf.converted(path) if path.suffix == ".gguf" else path
+    if entry.source == "none":
+        raise AtlasError(
+            f"'{entry.name}' is here for its sizes: it has no weights",
+            file=entry.file,
+            key=f"sizes.{entry.name}.source",
+            mend="choose another model; this one can be counted (`python -m workflow count`) and its costs measured",
+        )
     if entry.source in ("local", "project"):
         path = Path(__file__).parent / entry.location if entry.source == "project" else Path(entry.location)
         if not path.is_dir():
