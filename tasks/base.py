@@ -48,6 +48,7 @@ class TaskInfo:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # images, in 0 to 1: what is taken off each channel
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)  # images: by what each channel is then divided
     resample: str = "bicubic"  # images: how they are brought to the square that the network wants
+    cost_only: bool = False  # nothing is scored: a network with random weights on synthetic inputs
 
 
 # what the tasks that are answered by generated text have in common
@@ -81,7 +82,8 @@ class Split:
     """n examples.
 
     inputs: texts, n tuples in the order of TaskInfo.fields (generation: n 1-tuples with the whole prompt); or images,
-    an array (n, H, W, 3) of uint8 or an `Images` that reads them when they are asked for. labels: (n,) class ids,
+    an array (n, H, W, 3) of uint8 or an `Images` that reads them when they are asked for; or, of a task that is only
+    costed, an array (n, length) of numbers to be made into token ids (its labels likewise). labels: (n,) class ids,
     scores, or for generation the texts to be learned after the prompt (dtype object). ids: (n,) the data set's own
     row ids. Generation only: answers, (n,) strings in the form that `Suite.extract` gives; choices, n tuples of
     completions whose likelihoods are compared, in which the right one is among the row's own `labels`.

@@ -104,10 +104,12 @@ def say(cell: Cell, text: str) -> None:
 
 def _summary(status: str, reason: str | None, run: Run, grid: Grid, root: Path) -> str:
     text = status if reason is None else f"{status}: {reason}"
-    if status == "ok":
+    if status == "ok" and "metrics" in run.figures:
         metrics = run.figures["metrics"]
         best = metrics[metrics["rule"]][metrics["primary"]]
         text = f"ok  {metrics['primary']} {best['value']:.3f}"
+    elif status == "ok":
+        text = f"ok  {run.time['step_median']:.3f} s a step" if "step_median" in run.time else "ok"
     return f"{text}  ({run.time['total']:.0f} s){_grid_progress(grid, root)}"
 
 
@@ -172,6 +174,8 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     cell, recipe = run.cell, run.cell.recipe
     suite = registry.suites()[cell.suite]
     info, entry = suite.facts(cell.task, cell.protocol), model_entry(cell.model)
+    if info.cost_only:
+        entry, run.figures["cost_only"] = entry.with_random_weights(), True
     method = _method(cell, grid)
     memory = measure.Memory(device)
     run.figures["memory"] = memory.figures
@@ -182,7 +186,8 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         dtype = getattr(torch, recipe["dtype"])
         seed = _named_seed(cell.seed, "head")
         _check_modality(entry, info)
-        backbone = loading.load(entry, info.kind, len(info.labels), device=device, dtype=dtype, seed=seed)
+        options = {"quantize": recipe["quantize"]} if "quantize" in recipe else {}
+        backbone = loading.load(entry, info.kind, len(info.labels), device=device, dtype=dtype, seed=seed, **options)
         backbone.restorable = False
     run.figures["sources"] = {
         "data": {"fingerprint": data.fingerprint, "source": data.source},
@@ -223,23 +228,22 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     run.figures["parameters"] = counts = _counts(method, backbone)
     if recipe["gradient_checkpointing"]:
         backbone.gradient_checkpointing()
+    if recipe.get("compile"):
+        backbone.compile()
 
     try:
         with memory.phase("train"):
             training.run()
     finally:
         _note_training(run, training, counts, scorer.selection)
-    with run.timed("test"), memory.phase("inference"):
-        method.prepare_inference()
-        last = selected = scorer.predict(data.test, encoded["test"])
-        if training.best is not None and training.log.best_step != training.log.steps:
-            ended = training.weights("cpu") if suite.reported(cell.protocol) == "last" else None
-            training.load_weights(training.best)
-            method.prepare_inference()
-            selected = scorer.predict(data.test, encoded["test"])
-            if ended is not None:
-                training.load_weights(ended)
-                method.prepare_inference()
+    method.prepare_inference()
+    batches = _latency_batches(encoded["test"], LATENCY_BATCHES[info.kind], backbone)
+    if info.cost_only:
+        with memory.phase("inference"):
+            measure.forward(backbone, method, list(batches.values())[-1])
+    else:
+        with run.timed("test"), memory.phase("inference"):
+            last, selected = _predict(scorer, training, data.test, encoded["test"], suite.reported(cell.protocol))
         run.figures["metrics"] = {
             "primary": info.primary,
             "rule": "last" if training.best is None else suite.reported(cell.protocol),
@@ -251,10 +255,26 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     with run.timed("save"):
         _note_stored(counts, method, backbone, measure)
         start.save(cell, suite, out, method)
-        shown = last if run.figures["metrics"]["rule"] == "last" else selected
-        _save_predictions(out, data.test, shown, selected, last)
+        if not info.cost_only:
+            shown = last if run.figures["metrics"]["rule"] == "last" else selected
+            _save_predictions(out, data.test, shown, selected, last)
     with run.timed("measure"):
-        _measure_inference(run, grid, method, backbone, encoded["test"], LATENCY_BATCHES[info.kind])
+        _measure_inference(run, grid, method, backbone, batches, encoded["test"])
+
+
+def _predict(scorer, training, split, encoded, reported: str):
+    """Predictions of the last weights and of those that validation data chose; the reported ones stay in place."""
+    last = scorer.predict(split, encoded)
+    if training.best is None or training.log.best_step == training.log.steps:
+        return last, last
+    ended = training.weights("cpu") if reported == "last" else None
+    training.load_weights(training.best)
+    training.method.prepare_inference()
+    selected = scorer.predict(split, encoded)
+    if ended is not None:
+        training.load_weights(ended)
+        training.method.prepare_inference()
+    return last, selected
 
 
 def _check_modality(entry, info) -> None:
@@ -389,21 +409,22 @@ def _save_predictions(out: Path, test, shown, selected, last) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _measure_inference(run: Run, grid: Grid, method, backbone, test, sizes: tuple[int, ...]) -> None:
-    from workflow import measure
-
+def _latency_batches(test, sizes: tuple[int, ...], backbone) -> dict[str, Any]:
+    """A batch of each size from the examples of middle length."""
     order = np.argsort(test.lengths, kind="stable")
     middle = len(order) // 2
-    batches = {}
-    for size in sizes:
-        rows = order[max(0, middle - size // 2) :][:size]
-        batches[f"batch_{size}"] = test.batch(rows).to(backbone.device)
-    largest = batches[f"batch_{sizes[-1]}"]
+    rows = {size: order[max(0, middle - size // 2) :][:size] for size in sizes}
+    return {f"batch_{size}": test.batch(rows[size]).to(backbone.device) for size in sizes}
+
+
+def _measure_inference(run: Run, grid: Grid, method, backbone, batches: dict[str, Any], test) -> None:
+    from workflow import measure
+
     if method.mergeable:
-        run.figures["merge"] = measure.merge_error(backbone, method, largest)
+        run.figures["merge"] = measure.merge_error(backbone, method, list(batches.values())[-1])
     if "latency" in grid.measure:
         run.figures["latency"] = measure.latency(backbone, method, batches)
-        run.figures["latency"]["length"] = int(test.lengths[order[middle]])
+        run.figures["latency"]["length"] = int(np.sort(test.lengths)[len(test.lengths) // 2])
 
 
 def _deadline() -> float | None:

@@ -19,6 +19,7 @@ from tasks.base import Images, Split, TaskInfo, fingerprint
 from workflow import cache
 from workflow.data import IGNORED, Encoded, Ragged
 
+LOWEST_ID = 4  # of drawn token ids: special tokens, padding among them, mostly come first
 VERSION = 1  # of the code below: another one makes other files in the cache
 
 
@@ -34,6 +35,8 @@ def encode(
         size = image_size(backbone)
         return Encoded(_class_ids(split), pixels=Pixels(split.inputs, size, info.mean, info.std, info.resample))
     limit = min(max_length or info.max_length, backbone.shape.tokens or 1 << 30)
+    if isinstance(split.inputs, np.ndarray):
+        return _numbers(info, split, backbone, limit)
     tokenizer = backbone.tokenizer
     if info.kind != "generation":
         segments = getattr(backbone.model.config, "type_vocab_size", 1) > 1
@@ -131,6 +134,22 @@ def _targets(split: Split, tokenizer: Any, limit: int) -> tuple[Ragged, Ragged, 
     answers = [[*row, *end] for row in completion_ids(split.labels.tolist(), tokenizer)]
     cut = sum(max(len(p), len(a)) > limit for p, a in zip(prompts, answers, strict=True))
     return Ragged.of([row[:limit] for row in prompts]), Ragged.of([row[:limit] for row in answers]), cut
+
+
+def _numbers(info: TaskInfo, split: Split, backbone: Backbone, limit: int) -> Encoded:
+    """Numbers (n, length) as token ids, all of one length; labels of a text to be generated likewise, with an end."""
+
+    def ids(values: np.ndarray) -> np.ndarray:
+        return LOWEST_ID + values % (backbone.shape.vocab - LOWEST_ID)
+
+    if info.kind != "generation":
+        return Encoded(_class_ids(split), list(ids(split.inputs)[:, :limit]))
+    answers = np.pad(ids(split.labels), [(0, 0), (0, 1)], constant_values=LOWEST_ID)
+    if backbone.kind == "encoder_decoder":
+        return Encoded(list(answers), list(ids(split.inputs)[:, :limit]), targets=True)
+    whole = np.concatenate([ids(split.inputs), answers], 1)[:, : limit + 1]
+    prompt = np.full(len(whole), split.inputs.shape[1])
+    return _next_tokens(Ragged.of(list(whole)), prompt, info.learn, 0, 0)
 
 
 def prompts(split: Split, backbone: Backbone, new_tokens: int) -> Encoded:

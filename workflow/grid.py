@@ -31,9 +31,10 @@ BASE_RECIPE = {
     "clip": 1.0,
     "evaluations": 5,
     "max_length": None,
-    "dtype": "float32",
+    "dtype": "float32",  # in a grid: the model's own
     "gradient_checkpointing": False,
 }
+UNSAID = {"compile": False, "quantize": None}  # options that are in a cell's recipe only where they differ from this
 _REAL = ("lr", "head_lr", "weight_decay", "eps", "warmup", "epochs", "clip")
 MEASURES = ("accuracy", "parameters", "memory", "latency")
 RETRY = ("oom", "timeout")
@@ -115,9 +116,10 @@ class _Expansion:
         document = self.document
         self.tasks = list(self._tasks())
         self.seeds = document.get("seeds", [0])
-        entries = [entry for i, item in enumerate(document["methods"]) for entry in self._entries(item, i)]
-        suites = dict.fromkeys(suite for suite, _ in itertools.chain(self.tasks, *(entry.tasks for entry in entries)))
-        self.suite_models = self._suite_models(suites, document["models"])
+        named = list(self.methods) if document["methods"] == "all" else document["methods"]
+        entries = [entry for i, item in enumerate(named) for entry in self._entries(item, i)]
+        tasks = dict.fromkeys(itertools.chain(self.tasks, *(entry.tasks for entry in entries)))
+        self.task_models = self._task_models(tasks, document["models"])
         self.overrides = [self._override(rule, i) for i, rule in enumerate(document.get("overrides", []))]
         cells: dict[tuple[str, int], Cell] = {}
         for cell in self._cells(entries):
@@ -157,15 +159,22 @@ class _Expansion:
     def _model_names(self, names: list[str], key: str) -> list[str]:
         return [self._known(name, self.models, "model", join(key, i)) for i, name in enumerate(names)]
 
-    def _suite_models(self, suites: dict[str, None], given: list[str] | dict[str, list[str]]) -> dict[str, list[str]]:
-        """The models of each of these suites: the same for all, or those given for the suite."""
+    def _task_models(
+        self, tasks: dict[tuple[str, str], None], given: list[str] | dict[str, list[str]]
+    ) -> dict[tuple[str, str], list[str]]:
+        """The models of each task: the same for all, or those given for `suite/task`, else for its suite."""
         if isinstance(given, list):
-            return dict.fromkeys(suites, self._model_names(given, "models"))
-        for suite in given:
-            self._known(suite, suites, "suite of this grid:", join("models", suite))
-        if missing := [suite for suite in suites if suite not in given]:
-            raise self._error(f"no models for suite '{missing[0]}'", "models", f"add {missing[0]}: [MODEL, ...]")
-        return {suite: self._model_names(given[suite], join("models", suite)) for suite in suites}
+            return dict.fromkeys(tasks, self._model_names(given, "models"))
+        known = dict.fromkeys(name for suite, task in tasks for name in (suite, f"{suite}/{task}"))
+        for name in given:
+            self._known(name, known, "suite of this grid:", join("models", name))
+        found = {}
+        for suite, task in tasks:
+            name = next((name for name in (f"{suite}/{task}", suite) if name in given), None)
+            if name is None:
+                raise self._error(f"no models for suite '{suite}'", "models", f"add {suite}: [MODEL, ...]")
+            found[suite, task] = self._model_names(given[name], join("models", name))
+        return found
 
     # -- tasks and protocols
 
@@ -306,11 +315,10 @@ class _Expansion:
         """
         self.grid_recipe = self._recipe(self.document.get("recipe", {}), "recipe")
         self.method_recipes = {e.info.name: self._recipe(e.info.recipe, "recipe", e.info.path) for e in entries}
-        tasks = dict.fromkeys(itertools.chain(self.tasks, *(entry.tasks for entry in entries)))
-        named = (*self.suite_models.values(), *(entry.models or () for entry in entries))
+        named = (*self.task_models.values(), *(entry.models or () for entry in entries))
         models = dict.fromkeys(itertools.chain(*named))
-        for (suite, task), model, entry in itertools.product(tasks, models, entries):
-            if (suite, task) not in entry.tasks or not self._model_runs(entry, suite, model):
+        for (suite, task), model, entry in itertools.product(self.task_models, models, entries):
+            if (suite, task) not in entry.tasks or not self._model_runs(entry, (suite, task), model):
                 continue
             cell = self._cell(entry, suite, task, model)
             if start := self._start(entry, cell):
@@ -318,11 +326,11 @@ class _Expansion:
                 cell = replace(cell, start=start.config_key)
             yield from map(cell.with_seed, entry.seeds)
 
-    def _model_runs(self, entry: _Entry, suite: str, model: str) -> bool:
-        """An entry's own models stand in the place of the grid's, but never for a suite that has other models."""
+    def _model_runs(self, entry: _Entry, task: tuple[str, str], model: str) -> bool:
+        """An entry's own models stand in the place of the grid's, but never for a task that has other models."""
         if entry.models is not None and isinstance(self.document["models"], list):
             return model in entry.models
-        return model in self.suite_models[suite] and (entry.models is None or model in entry.models)
+        return model in self.task_models[task] and (entry.models is None or model in entry.models)
 
     def _cell(self, entry: _Entry, suite: str, task: str, model: str) -> Cell:
         """The cell of an entry on a task and model, with its first seed."""
@@ -332,6 +340,10 @@ class _Expansion:
         if new_settings:
             chosen = self._settings(entry.info, entry.settings | new_settings, entry.key)
         method_recipe = self.method_recipes[entry.info.name]
+        backbone = self.models[model]
+        if self.suites[suite].facts(task, protocol).cost_only:
+            backbone = backbone.with_random_weights()
+        recipe = task_recipe | {"dtype": backbone.dtype} | method_recipe
         return Cell(
             suite=suite,
             task=task,
@@ -340,10 +352,10 @@ class _Expansion:
             label=entry.label,
             division=entry.division,
             settings=chosen,
-            recipe=task_recipe | method_recipe | self.grid_recipe | entry.recipe | new_recipe,
+            recipe=_said(recipe | self.grid_recipe | entry.recipe | new_recipe),
             seed=entry.seeds[0],
             protocol=protocol,
-            model_revision=self.models[model].identity,
+            model_revision=backbone.identity,
             plugin=self._plugin(entry.info, chosen),
             building_blocks=versions.BUILDING_BLOCKS,
             training_loop=versions.TRAINING_LOOP,
@@ -356,6 +368,11 @@ class _Expansion:
             return None
         other = self._cell(entry, cell.suite, task, cell.model)
         return replace(other, settings=cell.settings, plugin=cell.plugin)
+
+
+def _said(recipe: dict) -> dict:
+    """A recipe without the options that ask for nothing."""
+    return {name: value for name, value in recipe.items() if name not in UNSAID or value != UNSAID[name]}
 
 
 def _is_sweep(value: object) -> bool:

@@ -122,6 +122,14 @@ def interleaved(runs: dict[str, Callable[[], None]], device: torch.device) -> di
 
 
 @torch.inference_mode()
+def forward(backbone: Backbone, method: Method, batch: Batch) -> None:
+    """One pass without dropout and without gradients."""
+    backbone.train(False)
+    method.parts.train(False)
+    method.forward(batch, backbone.forward)
+
+
+@torch.inference_mode()
 def latency(backbone: Backbone, method: Method, batches: dict[str, Batch]) -> dict[str, dict]:
     """Seconds of one forward pass: bare backbone, with the method attached, and merged where it merges.
 

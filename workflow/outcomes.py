@@ -82,15 +82,20 @@ class Place:
     task: str
     model: str
     demo: bool
+    cost_only: bool = False
 
     @property
     def title(self) -> str:
-        return f"{self.suite}/{self.task}, {self.model}{' (demo)' if self.demo else ''}"
+        return f"{self.suite}/{self.task}, {self.model}{self.tag}"
+
+    @property
+    def tag(self) -> str:
+        return " (demo)" if self.demo else " (cost only)" if self.cost_only else ""
 
     @property
     def family(self) -> str:
         """What the tasks of a suite share on one model."""
-        return f"{self.suite}, {self.model}{' (demo)' if self.demo else ''}"
+        return f"{self.suite}, {self.model}{self.tag}"
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,11 @@ class Study:
         found = (outcome.metric for row in self.rows for outcome in self.at(row, place))
         return next((metric for metric in found if metric), self.facts[place].primary)
 
+    @property
+    def scored(self) -> tuple[Place, ...]:
+        """The places that have scores at all."""
+        return tuple(place for place in self.places if not place.cost_only)
+
     def families(self) -> list[tuple[Place, ...]]:
         """The places of each suite and model."""
         return [tuple(same) for _, same in groupby(self.places, key=lambda place: place.family)]
@@ -135,16 +145,19 @@ def load(grid: Any, root: Path) -> Study:
     labels = row_labels(grid.cells)
     outcomes: dict[tuple[Row, Place], list[Outcome]] = defaultdict(list)
     protocols: dict[Place, dict] = {}
+    suites, cost_only = registry.suites(), {}
     for cell, label in zip(grid.cells, labels, strict=True):
         demo = grid.demo or cell.suite.startswith("demo_")
-        place = Place(cell.suite, cell.task, cell.model, demo)
+        task = cell.suite, cell.task
+        if task not in cost_only:
+            cost_only[task] = suites[cell.suite].facts(cell.task, cell.protocol).cost_only
+        place = Place(*task, cell.model, demo, cost_only[task])
         outcomes[Row(label, cell.method), place].append(read(cell, root))
         protocols[place] = cell.protocol
     rows = list(dict.fromkeys(row for row, _ in outcomes))
     rows += [Row(info.name, info.name, info.error or "the plugin cannot be read") for info in grid.broken]
     rows.sort(key=lambda row: CONTROLS.index(row.method) if row.control else len(CONTROLS))
     places = neighbours(protocols)
-    suites = registry.suites()
     facts = {place: suites[place.suite].facts(place.task, protocols[place]) for place in places}
     ordered = {
         at: tuple(sorted(found, key=lambda outcome: outcome.cell.seed)) for at, found in sorted_by_row(outcomes, rows)

@@ -171,14 +171,32 @@ def latency_figures(study: Study, place: Place) -> list[Figure]:
     ]
 
 
+def cost_only_notes(study: Study) -> list[str]:
+    """On what the places were taken that have costs and no scores."""
+    places = [place for place in study.places if place.cost_only]
+    if not places:
+        return []
+    batches = dict.fromkeys(filter(None, (batch_of(study, place) for place in places)))
+    return [f"Cost only: random weights, synthetic batches ({'; '.join(batches)}), nothing is scored."]
+
+
+def batch_of(study: Study, place: Place) -> str:
+    """The batches that the cells of a place train on, in words: `cost/classify: 32 of 128 tokens, bfloat16`."""
+    recipes = [outcome.cell.recipe for row in study.rows for outcome in study.at(row, place)]
+    facts, protocol = study.facts[place], study.protocols[place]
+    size = f"{facts.max_length} tokens" if facts.modality == "text" else f"{protocol['size']} pixels a side"
+    batches = dict.fromkeys(f"{recipe['batch_size']} of {size}, {recipe['dtype']}" for recipe in recipes)
+    return f"{place.suite}/{place.task}: {' or '.join(batches)}"
+
+
 def memory_notes(study: Study) -> list[str]:
     about = "Peaks of one phase each, reset in between; largest over seeds. Reserved is what the allocator held."
-    return [about, *taken_on(study, ("memory", "device"), "memory of")]
+    return [about, *cost_only_notes(study), *taken_on(study, ("memory", "device"), "memory of")]
 
 
 def time_notes(study: Study) -> list[str]:
     about = "Training is without evaluation, loading and saving. p95: 95 in 100 steps are faster. Median over seeds."
-    return [about, *machines(study)]
+    return [about, *cost_only_notes(study), *machines(study)]
 
 
 def latency_notes(study: Study) -> list[str]:
@@ -186,7 +204,8 @@ def latency_notes(study: Study) -> list[str]:
         "Median time of one forward pass. Bare: the backbone without the method. Attached: with the method. Merged: "
         "with the method folded into the weights. Median over seeds."
     )
-    return [about, *taken_on(study, ("latency", "length"), "sequence length"), *machines(study)]
+    length = taken_on(study, ("latency", "length"), "sequence length")
+    return [about, *cost_only_notes(study), *length, *machines(study)]
 
 
 def taken_on(study: Study, path: tuple[str, str], name: str) -> list[str]:

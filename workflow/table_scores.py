@@ -54,15 +54,16 @@ def unit_of(study: Study, place: Place) -> str:
     return metric_of(study.metric(place)).unit
 
 
-def accuracy(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) -> Table:
+def accuracy(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) -> Table | None:
     notes = score_notes(study)
     notes.general += chance_note(study)
     filled = [
         column
         for places in study.families()
+        if not places[0].cost_only
         for column in (*score_columns(study, places, ranked, notes), *mean_columns(study, places, ranked, notes))
     ]
-    return made("accuracy", f"Accuracy: {title}", study, filled, notes)
+    return made("accuracy", f"Accuracy: {title}", study, filled, notes) if filled else None
 
 
 def score_notes(study: Study) -> Notes:
@@ -226,7 +227,7 @@ def parts(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) ->
     notes.general.append("The headline is the score of the other tables.")
     filled = [
         column
-        for place in study.places
+        for place in study.scored
         if study.facts[place].parts
         for column in part_columns(study, place, ranked[place], notes)
     ]
@@ -267,7 +268,7 @@ def answers(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) 
     )
     filled = [
         column
-        for place in study.places
+        for place in study.scored
         if study.facts[place].kind == "generation"
         for column in answer_columns(study, place, ranked[place], notes)
     ]

@@ -21,6 +21,7 @@ from workflow.table_costs import (
     STORED,
     TIME,
     TRAIN_PEAK,
+    cost_only_notes,
     costs,
     latency_figures,
     latency_notes,
@@ -39,8 +40,8 @@ from workflow.typeset import Column, Entry, Notes, Table, to_frame, to_latex, to
 class Tables:
     """Everything the report and the files are made from.
 
-    `ranked` has the standing of every row at every place; `cells` is the long data frame, one row a cell. `parts` and
-    `answers` are there only where tasks of the grid have parts or generate answers.
+    `ranked` has the standing of every row at every place; `cells` is the long data frame, one row a cell. `accuracy`,
+    `parts` and `answers` are there only where tasks of the grid are scored, have parts, or generate answers.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Tables:
     ranked: dict[Place, dict[Row, Standing]]
     cells: Any
     summary: Table
-    accuracy: Table
+    accuracy: Table | None
     parts: Table | None
     answers: Table | None
     parameters: Table
@@ -67,7 +68,7 @@ def build(grid: Any, root: Path = Path(".")) -> Tables:
     study = outcomes.load(grid, Path(root))
     demo = any(place.demo for place in study.places)
     title = f"{grid.title or grid.name}{' (demo)' if demo else ''}"
-    ranked = {place: standings(study, place) for place in study.places}
+    ranked = {place: standings(study, place) for place in study.scored}
     return Tables(
         name=grid.name,
         title=title,
@@ -93,9 +94,11 @@ def build(grid: Any, root: Path = Path(".")) -> Tables:
 
 def summary(study: Study, ranked: dict[Place, dict[Row, Standing]], title: str) -> Table:
     """Trained parameters, scores, their means and the costs, one group of columns a suite and model."""
-    notes = score_notes(study)
+    notes = score_notes(study) if study.scored else Notes()
+    if study.scored:
+        notes.general.append("Intervals of means over tasks treat the tasks as independent.")
     notes.general += [
-        "Intervals of means over tasks treat the tasks as independent.",
+        *cost_only_notes(study),
         "Trained: parameters of the method at their peak, head apart; % of the backbone's parameters. Step: median "
         "training step, mean over tasks. Memory: peak while training, largest over tasks. Stored: bytes of the "
         "method's own state, largest over tasks, head apart. Figures over tasks are given only where every task "
@@ -110,8 +113,10 @@ def summary_columns(
 ) -> list[Filled]:
     """Of a suite whose tasks have groups only the means are shown."""
     family = places[0].family
-    averages = mean_columns(study, places, ranked, notes)
-    if len(averages) > 1:
+    averages = [] if places[0].cost_only else mean_columns(study, places, ranked, notes)
+    if places[0].cost_only:
+        scores = []
+    elif len(averages) > 1:
         notes.general.append(f"The tasks of {family} one by one are in the table of accuracy.")
         scores = averages
     else:

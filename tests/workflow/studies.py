@@ -44,6 +44,16 @@ TASKS = (
     *(task("demo_glue", name) for name in ("sst2", "acceptability", "entailment", "similarity")),
     *(task("vtab", name, group="natural", modality="image") for name in ("cifar", "dtd", "pets")),
     *(task("vtab", name, group="structured", modality="image") for name in ("clevr", "dsprites")),
+    task(
+        "cost",
+        "generate",
+        kind="generation",
+        labels=(),
+        metrics=("nll",),
+        primary="nll",
+        max_length=768,
+        cost_only=True,
+    ),
     task("math", "gsm8k", **GENERATION, select="nll"),
     task("math", "math10k", **GENERATION, parts=("gsm8k", "svamp", "addsub"), contaminated=("addsub",)),
 )

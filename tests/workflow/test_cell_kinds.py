@@ -100,3 +100,35 @@ def test_texts_and_losses_beside_a_result_are_those_of_the_checkpoint_that_table
     assert metrics["rule"] == "last" and metrics["selected_step"] == 3
     assert metrics["selected"]["nll"]["value"] != pytest.approx(metrics["last"]["nll"]["value"], rel=1e-3)
     assert table.nats.sum() / table.tokens.sum() == pytest.approx(metrics["last"]["nll"]["value"], rel=1e-5)
+
+
+COST = """
+tasks: {{cost: [{task}]}}
+models: [{model}]
+methods: [lora]
+recipe: {{max_steps: 3, batch_size: 4}}
+protocol: {{cost: {{length: 12, answer: 5, size: 16}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "tokens"),
+    [
+        ("classify", "tiny-bert", 12),
+        ("generate", "tiny-llama", 12),
+        ("generate", "tiny-t5", 7),
+        ("images", "tiny-vit", 1),
+    ],
+)
+def test_a_cost_cell_measures_and_scores_nothing(tmp_path, monkeypatch, task, model, tokens):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grid.yaml").write_text(COST.format(task=task, model=model))
+    grid = grids.load(tmp_path / "grid.yaml")
+    assert cells.main(grid, grid.cells[0]) == "ok"
+    path = grid.cells[0].path
+    result = results.read(path)
+    assert result["cost_only"] and "metrics" not in result and not path.with_name("seed0.predictions.parquet").exists()
+    assert result["training"] | {"steps": 3, "tokens": 3 * 4 * tokens, "padding_fraction": 0.0} == result["training"]
+    assert result["latency"]["length"] == tokens and result["time"]["step_median"] > 0
+    assert result["memory"]["train_peak"] > 0 and result["memory"]["inference_peak"] > 0
+    assert result["provenance"]["model"]["source"].startswith("random:")

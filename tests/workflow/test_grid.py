@@ -57,6 +57,18 @@ def test_models_may_be_given_by_suite(root):
         grid(root, "[lora]", tasks=two, models="{small: [tiny-bert]}")
 
 
+def test_models_may_be_given_by_task(root):
+    models = "{small/two: [tiny-llama], small: [tiny-bert]}"
+    cells = grid(root, "[lora]", tasks="{small: all}", models=models).cells
+    assert [(cell.task, cell.model) for cell in cells] == [("one", "tiny-bert"), ("two", "tiny-llama")]
+    with pytest.raises(AtlasError, match="unknown suite of this grid: 'small/tow'"):
+        grid(root, "[lora]", models="{small/tow: [tiny-bert]}")
+
+
+def test_all_methods(root):
+    assert {cell.method for cell in grid(root, "all").cells} == {"head", "lora", "lora_plus"}
+
+
 def test_a_cell_knows_its_path_and_comes_back_from_json(root):
     cell = only(root, "[lora]", "seeds: [3]")
     assert str(cell.path) == f"results/cells/small/one/tiny-bert/lora-{cell.config_key}/seed3.json"
@@ -102,6 +114,29 @@ def test_the_recipe_is_resolved_from_the_general_to_the_particular(root):
     assert only(root, entry, "recipe: {lr: 1e-4}").recipe["lr"] == 2e-4
     rules = "overrides: [{match: {method: lora}, recipe: {lr: 3}}, {match: {task: one}, recipe: {lr: 4}}]"
     assert only(root, entry, rules).recipe["lr"] == 4.0
+
+
+def test_weights_have_the_type_that_the_model_comes_in_unless_the_recipe_says_another(root):
+    file = root / "models/tiny.yaml"
+    file.write_text(file.read_text().replace("  tiny-llama:\n", "  tiny-llama:\n    dtype: bfloat16\n"))
+    types = {cell.model: cell.recipe["dtype"] for cell in grid(root, "[lora]", models="[tiny-bert, tiny-llama]").cells}
+    assert types == {"tiny-bert": "float32", "tiny-llama": "bfloat16"}
+    assert only(root, "[lora]", "recipe: {dtype: float32}", models="[tiny-llama]").recipe["dtype"] == "float32"
+
+
+def test_an_option_of_the_model_is_in_the_recipe_only_where_it_is_used(root):
+    plain, quantised = only(root, "[lora]"), only(root, "[lora]", "recipe: {quantize: nf4, compile: true}")
+    assert not {"quantize", "compile"} & plain.recipe.keys()
+    assert (quantised.recipe["quantize"], quantised.recipe["compile"]) == ("nf4", True)
+    assert only(root, "[lora]", "recipe: {quantize: null, compile: false}").key == plain.key != quantised.key
+
+
+def test_a_cell_that_is_only_costed_is_known_by_the_sizes_of_its_network(root):
+    suite = root / "tasks/small.py"
+    suite.write_text(suite.read_text().replace("*facts)", "*facts, cost_only=True)"))
+    models = root / "models/tiny.yaml"
+    models.write_text(models.read_text().replace("source: random", "source: hub\nlocation: some/where"))
+    assert only(root, "[lora]").model_revision == "random:hidden_size=32,num_hidden_layers=2,vocab_size=97@1"
 
 
 def test_overrides_touch_only_what_they_match(root):

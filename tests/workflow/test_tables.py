@@ -195,7 +195,7 @@ class TestAbsence:
 
     def test_no_failure_of_any_cell_raises(self, tmp_path):
         empty = grid()
-        assert tables.build(empty, tmp_path).accuracy.rows == ()
+        assert tables.build(empty, tmp_path).summary.rows == ()
         assert tables.write(tables.build(empty, tmp_path), tmp_path / "out")
 
 
@@ -542,3 +542,35 @@ def test_three_significant_digits(value, text):
 
 def test_letters_go_on_after_z():
     assert [typeset.letter(index) for index in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]
+
+
+class TestCostOnly:
+    def made(self, tmp_path):
+        costed = result(
+            cell(suite="cost", task="generate", model="llama", recipe={"batch_size": 4, "dtype": "bfloat16"})
+        )
+        costed |= {"cost_only": True, "metrics": {}}
+        del costed["metrics"]
+        return scores(tmp_path, costed, result(cell(), 0.9))
+
+    def test_a_place_that_is_only_costed_has_costs_and_no_score(self, tmp_path):
+        built = self.made(tmp_path)
+        groups = {table.name: {column.group for column in table.columns} for table in built.typeset()}
+        assert groups["accuracy"] == {"glue, minilm-l6"}
+        assert "cost/generate, llama (cost only)" in groups["memory"] and "cost, llama (cost only)" in groups["summary"]
+        of_costs = [column.title for column in built.summary.columns if column.group == "cost, llama (cost only)"]
+        assert of_costs == ["trained", "trained", "step", "memory", "stored"]
+
+    def test_the_tables_say_what_the_batches_were(self, tmp_path):
+        notes = [text for _, text in self.made(tmp_path).memory.notes]
+        assert any(
+            "Cost only: random weights, synthetic batches (cost/generate: 4 of 768 tokens, bfloat16)" in n
+            for n in notes
+        )
+
+    def test_a_study_of_costs_alone_has_no_table_of_scores(self, tmp_path):
+        costed = result(cell(suite="cost", task="generate", recipe={"batch_size": 4, "dtype": "float32"}))
+        del costed["metrics"]
+        built = scores(tmp_path, costed)
+        assert built.accuracy is None and built.answers is None
+        assert not any("interval" in text for _, text in built.summary.notes)
