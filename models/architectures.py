@@ -7,7 +7,9 @@ projection is a `Fused(path, index, of, layout)`: slice `index` of `of` equal pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,21 @@ class Stack:
 
 @dataclass(frozen=True)
 class Architecture:
-    """post_norm: a branch's residual is its own input, not the input of the norm before it.
+    """What the networks of one `model_type` have in common.
 
+    post_norm: a branch's residual is its own input, not the input of the norm before it.
     pooling: what a classifier reads; head: "linear" or "dense" (dense, tanh, linear).
     mask: "4d" where a ready (B, 1, 1 or L, L) mask may be passed, else the 2-D one.
-    first_slot: number of leading special tokens that stay before prompt tokens.
+    positions: the network takes `position_ids`; else it finds the positions by itself.
+    first_slot: number of leading special tokens that stay before prompt tokens; None: no place for prompt tokens.
+    dispatches: attention goes through transformers' registry of attention functions, so it can be replaced.
+    equal_blocks: all blocks get the same arguments and follow directly on one another.
+    movable: between blocks tokens may be dropped or inserted.
+    skipped: what a block returns beside its hidden state where it is skipped; None: it cannot be skipped.
+    windows: the attention sees windows instead of texts or images.
+    flat_mlp: the feed-forward sees (B L, d) instead of (B, L, d).
+    twice: linear maps that are called again in each pass, on relative positions instead of tokens.
+    variant: fields that depend on a network's configuration.
     """
 
     kind: str
@@ -44,11 +56,27 @@ class Architecture:
     pooling: str = "cls"
     head: str = "linear"
     head_bias: bool = True
-    first_slot: int = 0
+    first_slot: int | None = 0
     mask: str = "2d"
+    positions: bool = True
     dispatches: bool = True
-    auto: str = "AutoModel"
+    equal_blocks: bool = True
+    movable: bool = True
+    skipped: tuple | None = ()
+    windows: bool = False
+    flat_mlp: bool = False
+    twice: tuple[str, ...] = ()
+    variant: Callable[[Any], dict[str, Any]] | None = None
     options: dict = field(default_factory=dict)
+
+    def of(self, config: Any) -> Architecture:
+        """The record of one network, given its transformers configuration."""
+        return self if self.variant is None else replace(self, **self.variant(config))
+
+
+def _layer_types(config: Any) -> dict[str, Any]:
+    """Blocks with full and with sliding attention get different masks (and in some networks other rotations)."""
+    return {"equal_blocks": len(set(config.layer_types)) == 1}
 
 
 _BERT_STACK = Stack(
@@ -85,6 +113,7 @@ ROBERTA = replace(
     outside={k: v for k, v in BERT.outside.items() if k != "pool"},
     pooling="cls",
     head="dense",
+    positions=False,
     options={"add_pooling_layer": False},
 )
 
@@ -111,10 +140,11 @@ LLAMA = Architecture(
     mask="4d",
 )
 _QK_NORMS = {"norm.q": "self_attn.q_norm", "norm.k": "self_attn.k_norm"}
-QWEN3 = replace(LLAMA, stacks={"": replace(_LLAMA_STACK, norms={**_LLAMA_STACK.norms, **_QK_NORMS})}, mask="2d")
-SLIDING = replace(LLAMA, mask="2d")
+MISTRAL = replace(LLAMA, mask="2d")
+QWEN2 = replace(MISTRAL, variant=_layer_types)
+QWEN3 = replace(QWEN2, stacks={"": replace(_LLAMA_STACK, norms={**_LLAMA_STACK.norms, **_QK_NORMS})})
 GEMMA3 = replace(
-    SLIDING,
+    QWEN2,
     stacks={
         "": replace(
             _LLAMA_STACK,
@@ -166,7 +196,11 @@ SWIN = replace(
         "embed": "embeddings",
     },
     pooling="mean",
-    first_slot=0,
+    first_slot=None,
+    equal_blocks=False,
+    movable=False,
+    skipped=None,
+    windows=True,
 )
 
 
@@ -193,7 +227,10 @@ T5 = Architecture(
         "decoder.embed.token": "decoder.embed_tokens",
     },
     pooling="mean",
-    auto="AutoModelForSeq2SeqLM",
+    positions=False,
+    equal_blocks=False,
+    movable=False,
+    skipped=None,
 )
 DEBERTA = replace(
     ROBERTA,
@@ -210,11 +247,19 @@ DEBERTA = replace(
     },
     outside={
         **ROBERTA.outside,
+        "embed.project": "embeddings.embed_proj",
         "embed.relative": "encoder.rel_embeddings",
         "norm.relative": "encoder.LayerNorm",
+        "conv": "encoder.conv.conv",
+        "norm.conv": "encoder.conv.LayerNorm",
     },
     mask="2d",
+    positions=True,
     dispatches=False,
+    movable=False,
+    skipped=(None,),
+    twice=("attn.q", "attn.k"),
+    variant=lambda config: {"equal_blocks": not getattr(config, "conv_kernel_size", 0)},  # it follows the first block
     options={},
 )
 MODERNBERT = Architecture(
@@ -244,6 +289,7 @@ MODERNBERT = Architecture(
     pooling="mean",
     head="dense",
     first_slot=1,
+    variant=_layer_types,
 )
 OPT = Architecture(
     kind="decoder",
@@ -264,12 +310,14 @@ OPT = Architecture(
         "norm.final": "decoder.final_layer_norm",
         "embed.token": "decoder.embed_tokens",
         "embed.position": "decoder.embed_positions",
-        "embed.in": "decoder.project_in",
-        "embed.out": "decoder.project_out",
+        "embed.project": "decoder.project_in",
+        "head.project": "decoder.project_out",
     },
     pooling="last",
     head_bias=False,
     mask="4d",
+    flat_mlp=True,
+    variant=lambda config: {"post_norm": not config.do_layer_norm_before},
 )
 BLOOM = Architecture(
     kind="decoder",
@@ -295,7 +343,10 @@ BLOOM = Architecture(
     },
     pooling="last",
     head_bias=False,
+    positions=False,
     dispatches=False,
+    movable=False,
+    skipped=(None,),
 )
 DEIT = replace(VIT, first_slot=2)
 DINOV2 = replace(
@@ -344,8 +395,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bert": BERT,
     "roberta": ROBERTA,
     "llama": LLAMA,
-    "mistral": SLIDING,
-    "qwen2": SLIDING,
+    "mistral": MISTRAL,
+    "qwen2": QWEN2,
     "qwen3": QWEN3,
     "gemma": LLAMA,
     "gemma3_text": GEMMA3,

@@ -33,7 +33,7 @@ class BlockCall:
     """One call of a block: `hidden` is its input (B, L, d); `proceed` runs it and returns (B, L', d).
 
     kwargs: every other argument by its name. causal: a token sees no later one. movable: tokens may be dropped
-    or inserted.
+    or inserted. rest: what the block returned beside its output.
     """
 
     hidden: Tensor
@@ -128,7 +128,7 @@ class Backbone:
 
     def __init__(self, model: nn.Module, head: Head | None = None, tokenizer: Any = None, name: str = ""):
         self.model, self.head, self.tokenizer, self.name = model, head, tokenizer, name
-        self.architecture = ARCHITECTURES[model.config.model_type]
+        self.architecture = ARCHITECTURES[model.config.model_type].of(model.config)
         self.kind = self.architecture.kind
         self.map_ = SiteMap(model, self.architecture)
         self.base = self.map_.base
@@ -145,7 +145,6 @@ class Backbone:
         self._mixed: torch.dtype | None = None
         self._phase: Phase | None = None
         self._take_pooled = head is not None and head.pooling == "pooler"
-        self._positions = self.kind in ("encoder", "decoder") and model.config.model_type != "roberta"
         model.requires_grad_(False)
 
     # ---- sites -----------------------------------------------------------------------------------------------
@@ -204,17 +203,18 @@ class Backbone:
     def branch(self, block: SiteId, name: Literal["attn", "mlp", "cross"], function: Callable) -> None:
         """`function(x, y, residual) -> y` at the end of a branch of one block.
 
-        x: input of the branch's first linear map (B, L, d); y: output of its last, before dropout, output norm
-        and residual; residual: input of the branch's norm, equal to x where norms come after the residual. In the
-        attention of Swin all three are cut into windows, (B windows, window^2, d).
+        x: input of the branch's first linear map (B, L, d); y: output of its last, before dropout, layer scale,
+        output norm and residual; residual: input of the branch's norm, equal to x where norms come after the
+        residual. In the attention of Swin all three are cut into windows, (B windows, window^2, d).
         """
         first = ("mlp.gate", "mlp.up") if name == "mlp" else (f"{name}.q",)
         last = self.map_.linears[block._replace(name="mlp.down" if name == "mlp" else f"{name}.o")].module
         first = next(self.map_.linears[s].module for n in first if (s := block._replace(name=n)) in self.map_.linears)
         stash: dict[str, Any] = {}
-        grid: dict[str, tuple[int, int]] = {}
-        if self.shape.architecture == "swin" and name == "attn":
-            self.intercept(self.map_.modules[block._replace(name="block")], _note_size(grid))
+        windows, flat = self.architecture.windows and name == "attn", self.architecture.flat_mlp and name == "mlp"
+        module, called = self.map_.modules[block._replace(name="block")], {}
+        if windows or flat:
+            self.intercept(module, _note_call(called))
 
         def remember(key):
             def run(proceed, x, *args, **kwargs):
@@ -230,9 +230,12 @@ class Backbone:
             y = proceed(z)
             x = stash.pop("x")
             residual = stash.pop("residual", x)
-            if "size" in grid:
-                residual = _windows(residual, grid["size"], self.map_.modules[block._replace(name="block")])
-            return function(x, y, residual)
+            if windows:
+                residual = _windows(residual, called["size"], module)
+            if flat:
+                x, y, residual = (t.unflatten(0, called["shape"]) for t in (x, y, residual))
+            out = function(x, y, residual)
+            return out.flatten(0, 1) if flat else out
 
         self.intercept(first, remember("x"))
         norm = self.map_.norms.get(block._replace(name=f"norm.{name}"))
@@ -254,25 +257,25 @@ class Backbone:
     def _block_function(self, site: SiteId, function: Callable[[BlockCall], Tensor]) -> Callable:
         block = type(self.map_.modules[site._replace(name="block")])
         names = list(inspect.signature(getattr(block, "_plain", block).forward).parameters)[1:]
-        causal, movable = self.kind == "decoder", self.shape.architecture not in ("swin", "t5")
+        causal, movable = self.kind == "decoder", self.architecture.movable
 
         def run(proceed, *args, **kwargs):
             kwargs |= dict(zip(names, args, strict=False))
             hidden = kwargs.pop(names[0])
             call = BlockCall(hidden, site, self.state, proceed, kwargs, causal, movable)
             out = function(call)
-            if call.rest is not None:
-                return (out, *call.rest)
-            if not movable:
+            rest = self.architecture.skipped if call.rest is None else call.rest
+            if rest is None:
                 raise Unsupported(f"a block of {self.shape.architecture} cannot be skipped")
-            return out
+            return (out, *rest) if rest else out
 
         return run
 
     def _around_stack(self, function: Callable[[BlockCall], Tensor]) -> None:
-        if self.shape.architecture in ("t5", "swin", "gemma3_text") or len(self.architecture.stacks) > 1:
+        if not self.architecture.equal_blocks:
             raise Unsupported(f"the blocks of {self.shape.architecture} do not get equal arguments")
         blocks = list(self.modules("block").values())
+        skipped = self.architecture.skipped
         running = []
 
         def first(call: BlockCall) -> Tensor:
@@ -282,15 +285,17 @@ class Backbone:
         def whole(own, hidden, **kwargs):
             running.append(True)
             try:
-                hidden = own(hidden, **kwargs)
-                for block in blocks[1:]:
-                    hidden = block(hidden, **kwargs)
+                for block in (own, *blocks[1:]):
+                    out = block(hidden, **kwargs)
+                    hidden = out[0] if isinstance(out, tuple) else out
             finally:
                 running.pop()
-            return hidden
+            return out
 
         def other(proceed, hidden, *args, **kwargs):
-            return proceed(hidden, *args, **kwargs) if running else hidden
+            if running:
+                return proceed(hidden, *args, **kwargs)
+            return (hidden, *skipped) if skipped else hidden
 
         self.intercept(blocks[0], self._block_function(SiteId("", 0, "stack"), first))
         for block in blocks[1:]:
@@ -299,7 +304,7 @@ class Backbone:
     def attention(self, site: SiteId, function: Callable) -> None:
         """`function(call, proceed) -> (B, H, L, D)` in the place of one attention (`attn.core`, `cross.core`)."""
         if not self.architecture.dispatches:
-            raise Unsupported(f"the attention of {self.shape.architecture} cannot be replaced")
+            raise Unsupported(f"{self.shape.architecture} computes its attention itself: it cannot be replaced")
         core, kind = self.map_.modules[site], site.name.split(".")[0]
         if "_attention" not in core.__dict__:
             projections = {n: self._projection(site._replace(name=f"{kind}.{n}")) for n in "qkv"}
@@ -317,8 +322,8 @@ class Backbone:
         Text: before the first real token, or after the leading special token of an encoder. Images: after the
         class token. Masks, positions, labels, pooling and the cache follow.
         """
-        if self.shape.architecture == "swin":
-            raise Unsupported("prompt tokens do not fit into the windows of swin")
+        if self.architecture.first_slot is None:
+            raise Unsupported(f"prompt tokens do not fit into the windows of {self.shape.architecture}")
         self._slots.append((count, rows))
         if self._slots_hooked:
             return
@@ -377,14 +382,16 @@ class Backbone:
         With `merging`, what stood there before is kept instead and comes back with `unmerge()`.
         """
         if merging:
-            _keep(self._unmerged, (site.module.weight, site.module.bias))
+            _keep(self._unmerged, site.module.parameters())
         else:
-            self._edit((site.module.weight, site.module.bias))
+            self._edit(site.module.parameters())
         site.write(weight, bias)
 
     def train_weights(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """Make these pretrained parameters trainable, in fp32 (originals are kept while `restorable`)."""
         chosen = [p for p in parameters if p is not None]
+        if any(not p.is_floating_point() for p in chosen):
+            raise Unsupported("quantised weights cannot be trained in place")
         self._edit(chosen)
         for parameter in chosen:
             if parameter.dtype != torch.float32 and parameter.device.type != "meta":
@@ -402,7 +409,7 @@ class Backbone:
                 self._edit(norm.parameters())
                 norm.float()
 
-    def _edit(self, parameters: Iterable[nn.Parameter | None]) -> None:
+    def _edit(self, parameters: Iterable[nn.Parameter]) -> None:
         if self.restorable:
             _keep(self._originals, parameters)
         self._edited = True
@@ -552,7 +559,7 @@ class Backbone:
             arguments["use_cache"] = False
         if batch.unpadded:
             return arguments
-        if self._positions and (batch.left_padded or self.kind == "decoder"):
+        if self.architecture.positions and (batch.left_padded or self.kind == "decoder"):
             arguments["position_ids"] = self.state.positions
         mask = self.state.mask
         if self.architecture.mask == "2d":
@@ -591,13 +598,10 @@ class Backbone:
             if step and cached:
                 full_mask = torch.cat([full_mask, torch.ones_like(full_mask[:, :1])], 1)
                 self.state = ForwardState(batch, full_mask.bool(), None, "decode", None, full_mask.shape[1] - 1)
-                out = self.model(
-                    input_ids=new[-1][:, None],
-                    attention_mask=full_mask,
-                    position_ids=self.state.positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
+                arguments = {"input_ids": new[-1][:, None], "attention_mask": full_mask, "past_key_values": cache}
+                if self.architecture.positions:
+                    arguments["position_ids"] = self.state.positions
+                out = self.model(**arguments, use_cache=True)
             else:
                 inputs = {"input_ids": torch.cat([ids, *(n[:, None] for n in new)], 1)}
                 inputs["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), len(new))], 1)
@@ -644,21 +648,27 @@ class Backbone:
     @contextmanager
     def inputs(self, sites: Iterable[Site], seen: Callable[[SiteId, Tensor], None]) -> Iterator[None]:
         """While open, `seen(site, rows)` gets the inputs (N, in) of linear sites, padding left out."""
-        hooks = []
-        for site in sites:
-
-            def hook(module, args, site=site):
-                rows, mask = args[0], self._seen(site.id)
-                if rows.dim() == 3 and mask is not None and rows.shape[:2] == mask.shape:
-                    rows = rows[mask]
-                seen(site.id, rows.reshape(-1, rows.shape[-1]).detach())
-
-            hooks.append(site.module.register_forward_pre_hook(hook))
+        hooks = [site.module.register_forward_pre_hook(self._note_rows(site.id, seen)) for site in sites]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _note_rows(self, site: SiteId, seen: Callable[[SiteId, Tensor], None]) -> Callable:
+        last = None
+
+        def hook(module, args):
+            nonlocal last
+            if site.name in self.architecture.twice and last is self.state:
+                return
+            last = self.state
+            rows, mask = args[0], self._seen(site)
+            if mask is not None and rows.shape[:-1] in (mask.shape, mask.flatten().shape):
+                rows = rows[mask.reshape(rows.shape[:-1])]
+            seen(site, rows.reshape(-1, rows.shape[-1]).detach())
+
+        return hook
 
     def _seen(self, site: SiteId) -> Tensor | None:
         """(B, L) true where the input of a site is a real token: in a decoder with its own inputs, where it learns."""
@@ -675,6 +685,8 @@ class Backbone:
         Gradients are moved out of the network as soon as each is ready, so at most one is held twice.
         """
         sites = list(sites)
+        if any(site.quantised for site in sites):
+            raise Unsupported("quantised weights have no gradients")
         sums: dict[nn.Parameter, Tensor] = {}
         count = 0
 
@@ -700,12 +712,12 @@ class Backbone:
         return {k: (g.flatten(0, 1) if g.dim() == 3 else g) for k, g in found.items()}
 
 
-def _note_size(grid: dict[str, tuple[int, int]]) -> Callable:
-    """Remember the height and width that a block of Swin is called with."""
+def _note_call(called: dict[str, Any]) -> Callable:
+    """Remember the batch size and length that a block is called with, and in Swin the height and width."""
 
-    def run(proceed, hidden, size, *args, **kwargs):
-        grid["size"] = size
-        return proceed(hidden, size, *args, **kwargs)
+    def run(proceed, hidden, *args, **kwargs):
+        called["shape"], called["size"] = hidden.shape[:2], next(iter(args), None)
+        return proceed(hidden, *args, **kwargs)
 
     return run
 
@@ -717,10 +729,10 @@ def _windows(x: Tensor, size: tuple[int, int], block: nn.Module) -> Tensor:
     return x.unflatten(2, (-1, n)).unflatten(1, (-1, n)).transpose(2, 3).reshape(-1, n * n, x.shape[-1])
 
 
-def _keep(kept: dict[nn.Parameter, Tensor], parameters: Iterable[nn.Parameter | None]) -> None:
+def _keep(kept: dict[nn.Parameter, Tensor], parameters: Iterable[nn.Parameter]) -> None:
     """Copies of these parameters, unless they are kept already."""
     for parameter in parameters:
-        if parameter is not None and parameter not in kept:
+        if parameter not in kept:
             kept[parameter] = parameter.detach().clone()
 
 

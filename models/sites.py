@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.architectures import Architecture, Fused
+from models.quantise import QuantisedLinear
 from models.shape import BackboneShape, BlockShape, LinearShape, SiteId
 
 
@@ -25,8 +26,15 @@ class Site:
         return self.fused.layout == "columns"
 
     @property
+    def quantised(self) -> bool:
+        return isinstance(self.module, QuantisedLinear)
+
+    @property
     def shape(self) -> LinearShape:
-        rows, columns = self.module.weight.shape[::-1] if self.transposed else self.module.weight.shape
+        if self.quantised:
+            rows, columns = self.module.out_features, self.module.in_features
+        else:
+            rows, columns = self.module.weight.shape[::-1] if self.transposed else self.module.weight.shape
         return LinearShape(rows // self.fused.of, columns, self.module.bias is not None)
 
     def _view(self, tensor: Tensor, bias: bool) -> Tensor:
@@ -41,8 +49,9 @@ class Site:
         return tensor.chunk(of, dim=0)[index]
 
     def weight(self) -> Tensor:
-        """W as (out, in), without grad; a view where the layout allows."""
-        view = self._view(self.module.weight.detach(), bias=False)
+        """W as (out, in), without grad; a view where the layout allows, a new tensor where it is quantised."""
+        stored = self.module.unpacked() if self.quantised else self.module.weight.detach()
+        view = self._view(stored, bias=False)
         return view.flatten(0, 1) if view.dim() == 3 else view
 
     def bias(self) -> Tensor | None:
@@ -51,9 +60,12 @@ class Site:
 
     @torch.no_grad()
     def write(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Store W (out, in) and b (out,), cast once to the module's type."""
-        view = self._view(self.module.weight, bias=False)
+        """Store W (out, in) and b (out,), cast once to the module's type, or quantised again."""
+        stored = self.module.unpacked() if self.quantised else self.module.weight
+        view = self._view(stored, bias=False)
         view.copy_(weight.reshape(view.shape))
+        if self.quantised:
+            self.module.write(stored)
         if bias is not None:
             if self.module.bias is None:
                 raise ValueError(f"site {self.id} has no bias to write to")
@@ -178,9 +190,9 @@ class SiteMap:
     def _biases(self) -> dict[SiteId, int]:
         sites = {k: s.shape.out for k, s in self.linears.items() if s.shape.bias}
         sites |= {k: m.bias.numel() for k, m in self.norms.items() if getattr(m, "bias", None) is not None}
-        patch = self.modules.get(SiteId("", -1, "embed.patch"))
-        if patch is not None and patch.bias is not None:
-            sites[SiteId("", -1, "embed.patch")] = patch.bias.numel()
+        for site in (SiteId("", -1, "embed.patch"), SiteId("", -1, "conv")):
+            if site in self.modules and self.modules[site].bias is not None:
+                sites[site] = self.modules[site].bias.numel()
         return sites
 
     def _block_shape(self, key: SiteId, block: nn.Module) -> BlockShape:

@@ -19,14 +19,19 @@ from workflow.train import Training
 
 torch.set_num_threads(1)  # tiny networks: more threads only wait for one another
 
-ENCODERS = ("tiny-bert", "tiny-roberta")
-DECODERS = ("tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-gpt2")
-TEXT = (*ENCODERS, *DECODERS, "tiny-t5")
-VISION = ("tiny-vit", "tiny-swin")
+ENCODERS = ("tiny-bert", "tiny-roberta", "tiny-deberta", "tiny-modernbert")
+DECODERS = (
+    *("tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3", "tiny-gemma", "tiny-gemma3"),
+    *("tiny-gpt2", "tiny-opt", "tiny-opt-post", "tiny-bloom"),
+)
+ENCODER_DECODERS = ("tiny-t5", "tiny-t5-gated")
+TEXT = (*ENCODERS, *DECODERS, *ENCODER_DECODERS)
+VISION = ("tiny-vit", "tiny-deit", "tiny-dinov2", "tiny-dinov2-gated", "tiny-swin")
 EVERY = (*TEXT, *VISION)
+OWN_ATTENTION = ("tiny-deberta", "tiny-bloom")  # these compute it themselves: it cannot be replaced
 
 LENGTHS = {"right": (7, 4, 5), "left": (7, 4, 5), "none": (6, 6, 6)}
-PATCHES = {"tiny-vit": 16, "tiny-swin": 32}
+PIXELS = {"tiny-swin": 32}
 
 
 def lively(module: nn.Module, seed: int = 0, std: float = 0.3) -> None:
@@ -45,7 +50,7 @@ def backbone(
     entry = model_entry(name)
     if pooling is not None:
         entry = type(entry)(**{**vars(entry), "pooling": pooling})
-    task = task or ("generation" if name == "tiny-t5" else "classification")
+    task = task or ("generation" if name in ENCODER_DECODERS else "classification")
     made = load(entry, task, labels=3, seed=seed, dtype=dtype)
     for module in filter(None, (made.model, made.head)):
         lively(module, seed)
@@ -64,14 +69,14 @@ def text(name: str, side: str = "right", seed: int = 0, lengths: Sequence[int] |
     pad = 1 if name == "tiny-roberta" else 0
     data = Encoded(np.arange(len(ids)) % 3, ids, pad=pad, pad_left=side == "left")
     batch = data.batch(range(len(ids)))
-    if name == "tiny-t5":
+    if name in ENCODER_DECODERS:
         batch.labels = torch.from_numpy(np.stack(token_ids([5] * len(ids), seed + 1)))
         batch.labels[0, 3:] = -100
     return batch
 
 
 def images(name: str, count: int = 3, seed: int = 0) -> Batch:
-    size = PATCHES[name]
+    size = PIXELS.get(name, 16)
     pixels = np.random.default_rng(seed).normal(size=(count, 3, size, size)).astype(np.float32)
     return Encoded(np.arange(count) % 3, pixels=pixels).batch(np.arange(count))
 

@@ -12,8 +12,9 @@ from tests.places import branches, lora, prefixes, prompt
 def attached(on):
     """Everything at once: weight deltas, prefixes, adapters and, where there is room, a prompt; its parameters."""
     found = [*lora(on).parts.parameters(), *branches(on).parameters()]
-    found += [p for prefix in prefixes(on).values() for p in prefix.parameters()]
-    return found + (list(prompt(on).parameters()) if on.shape.architecture != "swin" else [])
+    if on.architecture.dispatches:
+        found += [p for prefix in prefixes(on).values() for p in prefix.parameters()]
+    return found + (list(prompt(on).parameters()) if on.architecture.first_slot is not None else [])
 
 
 @pytest.mark.parametrize("name", EVERY)

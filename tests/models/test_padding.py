@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from models.shape import SiteId
-from tests.helpers import DECODERS, backbone, close, differ, run, single, text
+from tests.helpers import DECODERS, ENCODER_DECODERS, ENCODERS, backbone, close, differ, run, single, text
 
 POOLED = [("tiny-bert", "pooler"), ("tiny-bert", "cls"), ("tiny-bert", "mean"), ("tiny-bert", "last")]
-POOLED += [("tiny-roberta", "cls"), ("tiny-roberta", "mean")]
+POOLED += [(name, pooling) for name in ENCODERS[1:] for pooling in ("cls", "mean")]
 POOLED += [(name, pooling) for name in DECODERS for pooling in ("last", "mean")]
 
 
@@ -29,8 +29,9 @@ def test_a_generator_does_not_see_padding(name, side):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_an_encoder_decoder_does_not_see_padding(side):
-    on, given = backbone("tiny-t5"), text("tiny-t5", side)
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_encoder_decoder_does_not_see_padding(name, side):
+    on, given = backbone(name), text(name, side)
     alone = torch.cat([run(on, single(given, row)) for row in range(len(given))])
     assert close(run(on, given), alone)
 
@@ -43,7 +44,7 @@ def test_learned_positions_need_to_be_told_about_padding_on_the_left():
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-roberta", "tiny-llama", "tiny-gpt2"])
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-roberta", "tiny-llama", "tiny-gpt2", "tiny-opt"])
 def test_our_mask_is_the_one_transformers_makes(name, side):
     """Compared where it counts: rows of real tokens."""
     on, given, masks = backbone(name), text(name, side), []

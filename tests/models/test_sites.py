@@ -10,7 +10,7 @@ from models.entries import model as model_entry
 from models.entries import models
 from models.load import load
 from models.shape import BlockShape, LinearShape, SiteId
-from tests.helpers import EVERY, VISION, backbone
+from tests.helpers import DECODERS, ENCODER_DECODERS, EVERY, TEXT, backbone
 
 PLAIN = {"attn.q": (32, 32), "attn.k": (32, 32), "attn.v": (32, 32), "attn.o": (32, 32)}
 GROUPED = PLAIN | {"attn.k": (16, 32), "attn.v": (16, 32)}
@@ -32,6 +32,23 @@ LINEARS = {
     "tiny-vit": (True, [PLAIN | TWO] * 2),
     "tiny-swin": (True, [SWIN[16]] * 2 + [SWIN[32]] * 2),
     "tiny-t5": (False, [PLAIN | TWO] * 2 + [PLAIN | CROSS | TWO] * 2),
+    "tiny-t5-gated": (False, [PLAIN | GATED] * 2 + [PLAIN | CROSS | GATED] * 2),
+    "tiny-deberta": (True, [PLAIN | TWO] * 2),
+    "tiny-modernbert": (False, [PLAIN | GATED] * 3),
+    "tiny-mistral": (False, [GROUPED | GATED] * 2),
+    "tiny-qwen2": (("attn.q", "attn.k", "attn.v"), [GROUPED | GATED] * 2),
+    "tiny-gemma": (False, [PLAIN | {"attn.k": (8, 32), "attn.v": (8, 32)} | GATED] * 2),
+    "tiny-opt": (True, [PLAIN | TWO] * 2),
+    "tiny-opt-post": (True, [PLAIN | TWO] * 2),
+    "tiny-bloom": (True, [PLAIN | {"mlp.up": (128, 32), "mlp.down": (32, 128)}] * 2),
+    "tiny-deit": (True, [PLAIN | TWO] * 2),
+    "tiny-dinov2": (True, [PLAIN | TWO] * 2),
+    "tiny-dinov2-gated": (True, [PLAIN | {"mlp.gate": (48, 32), "mlp.up": (48, 32), "mlp.down": (32, 48)}] * 2),
+}
+OUTSIDE = {  # linear maps outside the blocks
+    "tiny-bert": {"pool": LinearShape(32, 32, True)},
+    "tiny-swin": {"downsample": LinearShape(32, 64, False)},
+    "tiny-opt-post": {"embed.project": LinearShape(32, 16, False), "head.project": LinearShape(16, 32, False)},
 }
 NORMS_A_BLOCK = {
     "tiny-bert": {"norm.attn": 32, "norm.mlp": 32},
@@ -40,8 +57,23 @@ NORMS_A_BLOCK = {
     "tiny-gemma3": {"norm.attn": 32, "norm.attn.out": 32, "norm.mlp": 32, "norm.mlp.out": 32, "norm.q": 8, "norm.k": 8},
     "tiny-gpt2": {"norm.attn": 32, "norm.mlp": 32},
     "tiny-vit": {"norm.attn": 32, "norm.mlp": 32},
+    "tiny-deberta": {"norm.attn": 32, "norm.mlp": 32},
+    "tiny-modernbert": {"norm.attn": 32, "norm.mlp": 32},
+    "tiny-opt": {"norm.attn": 32, "norm.mlp": 32},
+    "tiny-bloom": {"norm.attn": 32, "norm.mlp": 32},
+    "tiny-dinov2": {"norm.attn": 32, "norm.mlp": 32},
 }
-NORMS_OUTSIDE = {"tiny-bert": ["embed.norm"], "tiny-swin": ["embed.norm", "norm.downsample", "norm.final"]}
+NORMS_OUTSIDE = {
+    "tiny-bert": ["embed.norm"],
+    "tiny-swin": ["embed.norm", "norm.downsample", "norm.final"],
+    "tiny-deberta": ["embed.norm", "norm.relative"],
+    "tiny-modernbert": ["embed.norm", "norm.final"],
+    "tiny-opt": ["norm.final"],
+    "tiny-opt-post": [],
+    "tiny-bloom": ["embed.norm", "norm.final"],
+    "tiny-deit": ["norm.final"],
+    "tiny-dinov2": ["norm.final"],
+}
 
 
 def shape(name):
@@ -59,14 +91,18 @@ def test_linear_sites_have_the_shapes_of_the_configuration(name):
     found = shape(name)
     parts = [(part, layer) for part in found.parts for layer in range(found.layers[part])]
     expected = {
-        SiteId(part, layer, site): LinearShape(out, inp, bias)
+        SiteId(part, layer, site): LinearShape(out, inp, bias if isinstance(bias, bool) else site in bias)
         for (part, layer), sites in zip(parts, blocks, strict=True)
         for site, (out, inp) in sites.items()
     }
-    if name == "tiny-bert":
-        expected[SiteId("", -1, "pool")] = LinearShape(32, 32, True)
-    inside = {k: v for k, v in found.linears.items() if k.name != "downsample"}
+    inside = {k: v for k, v in found.linears.items() if k.name not in OUTSIDE.get(name, ())}
     assert inside == expected
+    assert {k.name: v for k, v in found.linears.items() if k not in inside} == OUTSIDE.get(name, {})
+
+
+def test_the_first_block_of_modernbert_has_no_norm_before_its_attention():
+    found = shape("tiny-modernbert").norms
+    assert SiteId("", 0, "norm.attn") not in found and SiteId("", 0, "norm.mlp") in found
 
 
 @pytest.mark.parametrize("name", NORMS_A_BLOCK)
@@ -86,7 +122,7 @@ def test_every_norm_and_every_bias_is_a_site(name):
     """What methods count is what the network holds: nothing is left out, nothing counted twice."""
     on = backbone(name)
     names = dict(on.model.named_parameters())
-    vectors = {n for n, p in names.items() if p.dim() == 1}
+    vectors = {n for n, p in names.items() if p.dim() == 1 and "layer_scale" not in n}
     biases = {n for n in vectors if n.endswith("bias")}
     assert sum(on.shape.biases.values()) == sum(names[n].numel() for n in biases)
     assert sum(size for size, _ in on.shape.norms.values()) == sum(names[n].numel() for n in vectors - biases)
@@ -130,6 +166,13 @@ def test_longest_input(name, longest):
     [
         ("tiny-bert", BlockShape(width=32, heads=4, kv_heads=4, head_dim=8, units=64)),
         ("tiny-llama", BlockShape(width=32, heads=4, kv_heads=2, head_dim=8, units=64)),
+        ("tiny-gemma", BlockShape(width=32, heads=4, kv_heads=1, head_dim=8, units=64)),
+        ("tiny-mistral", BlockShape(width=32, heads=4, kv_heads=2, head_dim=8, units=64)),
+        ("tiny-deberta", BlockShape(width=32, heads=4, kv_heads=4, head_dim=8, units=64)),
+        ("tiny-modernbert", BlockShape(width=32, heads=4, kv_heads=4, head_dim=8, units=64)),
+        ("tiny-opt-post", BlockShape(width=32, heads=4, kv_heads=4, head_dim=8, units=64)),
+        ("tiny-bloom", BlockShape(width=32, heads=4, kv_heads=4, head_dim=8, units=128)),
+        ("tiny-dinov2-gated", BlockShape(width=32, heads=4, kv_heads=4, head_dim=8, units=48)),
         ("tiny-gemma3", BlockShape(width=32, heads=4, kv_heads=2, head_dim=8, units=64)),
         ("tiny-vit", BlockShape(width=32, heads=4, kv_heads=4, head_dim=8, units=64)),
     ],
@@ -207,14 +250,20 @@ def test_module_sites_are_modules_of_the_network(name):
     assert len(activations) == len(on.shape.blocks) and all(callable(m) for m in activations.values())
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY) - set(VISION)))
+TIED = (
+    *("tiny-qwen2", "tiny-gemma", "tiny-gemma3"),
+    *("tiny-gpt2", "tiny-opt", "tiny-opt-post", "tiny-bloom"),
+    "tiny-t5",
+)
+
+
+@pytest.mark.parametrize("name", TEXT)
 def test_tied_weights_are_known(name):
     """A generator that shares its table with its output layer says so; a classifier has no output layer to share."""
-    task = "generation" if name not in ("tiny-bert", "tiny-roberta") else "classification"
-    tied = counted(name, task).tied
-    names = {n for pair in tied for n in pair}
-    expected = {"tiny-gemma3": "lm_head.weight", "tiny-gpt2": "lm_head.weight", "tiny-t5": "lm_head.weight"}.get(name)
-    assert (expected in names) if expected else not tied
+    task = "generation" if name in (*DECODERS, *ENCODER_DECODERS) else "classification"
+    names = {n for pair in counted(name, task).tied for n in pair}
+    assert ("lm_head.weight" in names) == (name in TIED)
+    assert bool(names) == (name in (*TIED, *ENCODER_DECODERS)), "T5 shares one table between its parts"
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -14,7 +14,7 @@ from methods.base.contract import key
 from models.backbone import Unsupported
 from models.shape import SiteId
 from tests.helpers import (
-    ENCODERS,
+    ENCODER_DECODERS,
     EVERY,
     attach,
     backbone,
@@ -59,8 +59,9 @@ class TestBranch:
             got = {}
             on.branch(block, "mlp", lambda x, y, residual, g=got: g.update(x=x, y=y, residual=residual) or y)
             run(on, given)
-            assert torch.equal(got["x"], seen["x"]) and torch.equal(got["y"], seen["y"])
-            assert torch.equal(got["residual"], seen["x" if on.architecture.post_norm else "norm"])
+            seen["residual"] = seen["x" if on.architecture.post_norm else "norm"]
+            for what, tensor in got.items():
+                assert tensor.dim() == 3 and torch.equal(tensor, seen[what].view_as(tensor))
             for hook in hooks:
                 hook.remove()
             on.restore()
@@ -84,7 +85,7 @@ class TestBranch:
             )
         assert close(seen["y"], expected)
 
-    @pytest.mark.parametrize("name", ["tiny-llama", "tiny-vit", "tiny-gpt2", "tiny-swin"])
+    @pytest.mark.parametrize("name", ["tiny-llama", "tiny-vit", "tiny-gpt2", "tiny-opt", "tiny-bloom", "tiny-swin"])
     def test_the_residual_of_the_attention_branch_is_the_input_of_the_block(self, name):
         """Adding it once more doubles the block's input; in Swin it is cut into windows and put together again."""
         on, given, seen = backbone(name), batch(name), {}
@@ -96,7 +97,7 @@ class TestBranch:
         run(on, given)
         assert close(seen["y"], 2 * seen["x"])
 
-    @pytest.mark.parametrize("name", ENCODERS)
+    @pytest.mark.parametrize("name", ["tiny-bert", "tiny-roberta"])
     def test_the_whole_post_norm_block_by_hand(self, name):
         on, plain, given, seen = backbone(name), backbone(name), text(name, "none"), {}
         adapters = branches(on)
@@ -267,7 +268,7 @@ def test_a_map_that_changes_the_bias_merges(name):
     attach(method, on)
     attached = run(on, given)
     method.merge()
-    assert close(run(on, given), attached)
+    assert close(run(on, given), attached, 1e-5 * max(1, attached.abs().max()))
     for (site, module), bias in zip(method.maps().items(), [on.site(s).bias() for s in method.maps()], strict=True):
         assert bias is None or not torch.equal(bias, before_bias(on, site, before)), module
     method.detach()
@@ -325,7 +326,7 @@ def put_back(call, keep: Tensor) -> Tensor:
 
 
 class TestAround:
-    @pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama", "tiny-gemma3", "tiny-gpt2", "tiny-vit"])
+    @pytest.mark.parametrize("name", [name for name in EVERY if name not in (*ENCODER_DECODERS, "tiny-swin")])
     def test_a_block_that_does_not_proceed_is_skipped(self, name):
         on, given, without = backbone(name), batch(name), backbone(name)
         on.around(BLOCK, lambda call: call.hidden)
@@ -368,7 +369,7 @@ class TestAround:
             expected = plain.map_.modules[BLOCK](seen["x"].take_along_dim(keep[..., None], 1))
         assert close(seen["y"], expected)
 
-    @pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3", "tiny-gpt2"])
+    @pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3", "tiny-gpt2", "tiny-opt"])
     @pytest.mark.parametrize("side", ["left", "none"])
     def test_dropping_the_first_tokens_of_a_decoder_keeps_causality(self, name, side):
         """A kept token sees the kept ones before it, at their own positions: later tokens do not matter."""
@@ -424,7 +425,7 @@ class TestAround:
         run(on, images("tiny-vit"))
         assert differ(seen[0][0], seen[0][1][:, :17])
 
-    @pytest.mark.parametrize("name", ["tiny-t5", "tiny-swin"])
+    @pytest.mark.parametrize("name", ["tiny-t5", "tiny-swin", "tiny-deberta", "tiny-bloom"])
     def test_where_tokens_cannot_move_it_says_so(self, name):
         on = backbone(name)
         keep = torch.zeros(3, 1, dtype=torch.long)
@@ -434,7 +435,8 @@ class TestAround:
 
 
 class TestStack:
-    SAME = ("tiny-bert", "tiny-roberta", "tiny-llama", "tiny-qwen3", "tiny-gpt2", "tiny-vit")
+    UNEQUAL = (*ENCODER_DECODERS, "tiny-modernbert", "tiny-qwen2", "tiny-gemma3", "tiny-swin")
+    SAME = sorted(set(EVERY) - set(UNEQUAL))
 
     @pytest.mark.parametrize("name", SAME)
     def test_passing_through_changes_nothing(self, name):
@@ -443,7 +445,7 @@ class TestStack:
         on.around("stack", lambda call: call.proceed())
         assert close(run(on, given), plain, 1e-6)
 
-    @pytest.mark.parametrize("name", ["tiny-bert", "tiny-vit"])
+    @pytest.mark.parametrize("name", ["tiny-bert", "tiny-deberta", "tiny-bloom", "tiny-vit"])
     def test_sees_the_input_of_the_first_and_the_output_of_the_last_block(self, name):
         on, given, seen = backbone(name), batch(name), {}
         on.taps()
@@ -451,7 +453,7 @@ class TestStack:
         run(on, given)
         assert torch.equal(seen["y"], on.state.taps[BLOCK])
 
-    @pytest.mark.parametrize("name", ["tiny-t5", "tiny-swin", "tiny-gemma3"])
+    @pytest.mark.parametrize("name", UNEQUAL)
     def test_blocks_with_unequal_arguments_are_unsupported(self, name):
         with pytest.raises(Unsupported, match="equal arguments"):
             backbone(name).around("stack", lambda call: call.proceed())
