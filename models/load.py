@@ -10,11 +10,12 @@ from typing import Literal
 
 import torch
 
-from models import gguf
+from models import gguf, quantise
 from models.architectures import ARCHITECTURES
-from models.backbone import Backbone
+from models.backbone import Backbone, Unsupported
 from models.entries import ModelEntry
 from models.head import Head
+from models.sites import SiteMap
 from models.words import HashTokenizer
 from workflow.errors import AtlasError
 
@@ -27,8 +28,8 @@ def folder(entry: ModelEntry) -> Path | str:
     A GGUF file is converted once, and the folder with the converted weights is in the cache.
     """
     if entry.source == "package":
-        path = packaged(entry)
-        return gguf.converted(path) if path.suffix == ".gguf" else path
+        files = packaged(entry)
+        return gguf.converted(files, Path(entry.location).stem) if entry.location.endswith(".gguf") else files[0]
     if entry.source == "none":
         raise AtlasError(
             f"'{entry.name}' is here for its sizes: it has no weights",
@@ -46,11 +47,16 @@ def folder(entry: ModelEntry) -> Path | str:
     return entry.location
 
 
-def packaged(entry: ModelEntry) -> Path:
-    package, _, inside = entry.location.partition("/")
+def packaged(entry: ModelEntry) -> tuple[Path, ...]:
+    """The folder or the file inside the package; the pieces of the file, in order, where several packages hold it."""
+    return tuple(_installed(entry, place) for place in entry.parts or (entry.location,))
+
+
+def _installed(entry: ModelEntry, place: str) -> Path:
+    package, _, inside = place.partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None:
-        pip = package.replace("_", "-")
+        pip = entry.location.partition("/")[0].replace("_", "-")
         raise AtlasError(f"model '{entry.name}' needs the package {pip}", mend=f"pip install {pip}=={entry.revision}")
     return Path(spec.origin).parent / inside
 
@@ -70,11 +76,15 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    quantize: str | None = None,
 ) -> Backbone:
     """The backbone of a model entry for a kind of task (`classification`, `regression`, `generation`).
 
     With `weights="random"` (and for `source: random`) the weights come from `seed`; with "meta" there are none.
+    quantize: how the linear maps inside the blocks are stored (`models.quantise.SCHEMES`), packed after loading.
     """
+    if quantize:
+        quantise.check(quantize)
     architecture = ARCHITECTURES[entry.architecture]
     generation = task == "generation"
     if generation and architecture.kind not in ("decoder", "encoder_decoder"):
@@ -111,7 +121,24 @@ def load(
         if weights != "meta":
             head.initialise(torch.Generator().manual_seed(seed))
     backbone = Backbone(model, head, tokenizer, entry.name)
-    return backbone if weights == "meta" else backbone.to(torch.device(device))
+    if weights == "meta":
+        return backbone
+    if quantize:
+        pack(backbone, quantize, torch.device(device))
+    return backbone.to(torch.device(device))
+
+
+def pack(backbone: Backbone, scheme: str, device: torch.device) -> None:
+    """Pack the linear sites inside the blocks, block by block. `backbone.shape` stays that of the plain network."""
+    modules = {site.module for site in backbone.map_.linears.values()}
+    for block in backbone.modules("block").values():
+        linears = [module for module in block.modules() if module in modules]
+        for module in linears:
+            if not isinstance(module, torch.nn.Linear):
+                name, architecture = type(module).__name__, backbone.shape.architecture
+                raise Unsupported(f"the linear maps of {architecture} are {name}, stored transposed: not quantised")
+        quantise.quantise(block, linears, scheme, device)
+    backbone.map_ = SiteMap(backbone.model, backbone.architecture)
 
 
 def _auto(architecture, generation: bool):
