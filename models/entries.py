@@ -21,8 +21,9 @@ class ModelEntry:
 
     source: where the weights come from (hub, package, local, project, random), or none where only the sizes are
     known; location: hub id, import name of the package with the folder inside it, or a path; revision: pinned hub
-    commit or package version; architecture: transformers' model_type; config: its configuration, enough to build it
-    without weights; parameters: how many the network has without a task head (decoders with their output layer).
+    commit or package version; parts: where the pieces of a GGUF file are that several packages hold, in order;
+    architecture: transformers' model_type; config: its configuration, enough to build it without weights;
+    parameters: how many the network has without a task head (decoders with their output layer).
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModelEntry:
     pooling: str | None = None
     title: str = ""
     parameters: int | None = None
+    parts: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -68,7 +70,7 @@ class ModelEntry:
 
 
 _REQUIRED = {"architecture", "source", "revision", "licence"}
-_OPTIONAL = {"location", "dtype", "config", "pooling", "title", "kind", "parameters"}
+_OPTIONAL = {"location", "dtype", "config", "pooling", "title", "kind", "parameters", "parts"}
 
 
 def _read(path: Path) -> list[ModelEntry]:
@@ -115,6 +117,7 @@ def _entry(name: str, path: Path, values: dict) -> ModelEntry:
         pooling=values.get("pooling"),
         title=values.get("title", name),
         parameters=values.get("parameters"),
+        parts=tuple(values.get("parts", ())),
         **{k: str(values[k]) for k in sorted(_REQUIRED)},
     )
 

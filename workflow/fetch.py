@@ -53,7 +53,7 @@ def _model(entry: ModelEntry) -> tuple[str, str]:
     if entry.source == "package":
         from models.load import packaged
 
-        return "there already", str(packaged(entry))
+        return "there already", ", ".join(map(str, packaged(entry)))
     if entry.source != "hub":
         from models.load import folder
 
