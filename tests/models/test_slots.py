@@ -145,15 +145,17 @@ def test_several_prompts_lie_behind_one_another():
     assert close(run(on, text("tiny-bert")), run(one, text("tiny-bert")), 1e-6)
 
 
-def test_prompt_tokens_of_an_image_lie_behind_the_class_token():
-    on, plain, given = backbone("tiny-vit"), backbone("tiny-vit"), images("tiny-vit")
+@pytest.mark.parametrize(("name", "special"), [("tiny-vit", 1), ("tiny-dinov2", 1), ("tiny-deit", 2)])
+def test_prompt_tokens_of_an_image_lie_behind_the_special_tokens(name, special):
+    """DeiT has one for distillation too."""
+    on, plain, given = backbone(name), backbone(name), images(name)
     rows = prompt(on)
     patches = plain.map_.modules[SiteId("", -1, "embed")]
     patches.register_forward_hook(
-        lambda module, args, out: torch.cat([out[:, :1], rows.rows.expand(len(out), -1, -1), out[:, 1:]], 1)
+        lambda m, a, out: torch.cat([out[:, :special], rows.rows.expand(len(out), -1, -1), out[:, special:]], 1)
     )
     assert close(run(on, given), run(plain, given), 1e-6)
-    assert on.state.slots[0].nonzero()[:, 0].tolist() == [1, 2]
+    assert on.state.slots[0].nonzero()[:, 0].tolist() == [special, special + 1]
 
 
 def test_prompt_tokens_do_not_enter_a_mean_over_patches():
@@ -173,7 +175,7 @@ def test_windows_of_swin_have_no_place_for_prompt_tokens():
         prompt(backbone("tiny-swin"))
 
 
-@pytest.mark.parametrize("name", ["tiny-bert", "tiny-llama", "tiny-t5", "tiny-vit"])
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-deberta", "tiny-llama", "tiny-opt-post", "tiny-t5", "tiny-vit"])
 def test_gradients_reach_every_row_of_the_prompt(name):
     on = backbone(name)
     rows = prompt(on)
