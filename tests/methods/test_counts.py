@@ -1,14 +1,19 @@
 """Published parameter counts, met without weights: method, model, settings, the figure, and who printed it."""
 
 import csv
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from models.entries import models
 from workflow.count import count
 
 ALL_LINEAR = ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.gate", "mlp.down"]
 LLM_ADAPTERS = ["attn.q", "attn.k", "attn.v", "mlp.up", "mlp.down"]
+EVERY_Q_V = ["attn.q", "attn.v", "cross.q", "cross.v"]
 EXACT = [
     ("lora", "roberta-base", {}, 294_912, "LoRA, Table 2 (0.3M)"),
     ("lora", "roberta-large", {}, 786_432, "LoRA, Table 2 (0.8M)"),
@@ -32,6 +37,36 @@ EXACT = [
     ("full", "vit-b16", {}, 85_798_656, "Lessons learned in visual PEFT"),
     ("full", "llama-3.2-3b", {}, 3_212_749_824, "huggingface/peft method comparison"),
     ("head", "roberta-base", {}, 0, "the head is counted apart"),
+    ("lora", "gpt3-175b", {"rank": 1}, 4_718_592, "LoRA, Table 15 (4.7M)"),
+    ("lora", "gpt3-175b", {"rank": 4}, 18_874_368, "LoRA, Table 15 (18.8M)"),
+    ("lora", "gpt3-175b", {}, 37_748_736, "LoRA, Table 15 (37.7M)"),
+    ("houlsby", "gpt3-175b", {"size": 1, "train_norms": False}, 7_078_080, "LoRA, Table 15 (7.1M)"),
+    ("houlsby", "gpt3-175b", {"size": 8, "train_norms": False}, 40_109_568, "LoRA, Table 15 (40.1M)"),
+    ("houlsby", "gpt3-175b", {"size": 64, "train_norms": False}, 304_361_472, "LoRA, Table 15 (304.4M)"),
+    ("houlsby", "roberta-large", {"size": 8, "train_norms": False}, 835_968, "LoRA, Table 2 (0.8M)"),
+    ("lora", "deberta-v2-xxl", {"rank": 16}, 4_718_592, "LoRA, Table 2 (4.7M, its scripts' rank)"),
+    ("lora", "gpt2-medium", {}, 786_432, "FourierFT, Table 1 (786K)"),
+    ("lora", "gpt2-large", {"rank": 4}, 737_280, "FourierFT, Table 1 (737K)"),
+    ("lora", "vit-l16", {}, 786_432, "VeRA, Table 5 (786.4K)"),
+    ("lora", "llama-2-7b", {"rank": 64}, 33_554_432, "FourierFT, Table 1 (33.5M)"),
+    ("lora", "llama-2-13b", {"rank": 64}, 52_428_800, "FourierFT, Table 1 (52.4M)"),
+    ("lora", "llama-2-7b", {"rank": 64, "sites": ALL_LINEAR}, 159_907_840, "VeRA (159.9M)"),
+    ("lora", "llama-2-13b", {"rank": 64, "sites": ALL_LINEAR}, 250_347_520, "MiSS (250M)"),
+    ("lora", "llama-13b", {"rank": 32, "sites": LLM_ADAPTERS}, 87_818_240, "DoRA, Table 1 (0.67 %)"),
+    ("lora", "llama-3-8b", {"rank": 32, "sites": LLM_ADAPTERS}, 56_623_104, "DoRA, Table 1 (0.70 %)"),
+    ("lora", "llama-3-8b", {"rank": 16, "sites": ["attn.k", "attn.v", "mlp.down"]}, 14_680_064, "PEFT-Bench"),
+    ("lora", "mistral-7b", {"rank": 64, "sites": ALL_LINEAR}, 167_772_160, "VB-LoRA (168M)"),
+    ("lora", "gemma-7b", {"rank": 64, "sites": ALL_LINEAR}, 200_015_872, "VB-LoRA (200M)"),
+    ("lora", "deberta-v3-base", {"sites": ALL_LINEAR}, 1_327_104, "AdaLoRA, Table 1 (1.33M)"),
+    ("lora", "deberta-v3-base", {"rank": 1, "sites": ALL_LINEAR}, 165_888, "SVFT (0.17M)"),
+    ("ia3", "llama-3.2-3b", {}, 286_720, "huggingface/peft method comparison"),
+]
+PRINTED = [
+    ("opt-350m", {"rank": 16}, 1_572_864, 332_769_280),
+    ("opt-6.7b", {"rank": 16}, 8_388_608, 6_666_862_592),
+    ("qwen2.5-3b", {"rank": 16}, 3_686_400, 3_089_625_088),
+    ("flan-t5-large", {"rank": 16, "sites": EVERY_Q_V}, 4_718_592, 787_868_672),
+    ("llama-2-70b", {}, 16_384_000, 68_993_032_192),
 ]
 
 
@@ -41,6 +76,13 @@ def test_attached_and_closed_form_meet_the_published_count(method, model, settin
     assert counted["trained"] == published, source
     assert counted["expected"]["trained"] == published, source
     assert counted["agrees"]
+
+
+@pytest.mark.parametrize(("model", "settings", "trained", "everything"), PRINTED)
+def test_what_peft_prints_for_lora_in_public_examples(model, settings, trained, everything):
+    """Its "trainable params" and "all params": the second holds the network with its output layer, and the first."""
+    counted = count("lora", model, settings)
+    assert (counted["trained"], counted["backbone"] + counted["trained"]) == (trained, everything)
 
 
 def test_the_head_is_counted_apart():
@@ -71,3 +113,28 @@ def test_the_rows_are_those_of_the_published_table():
     }
     ours = {row[3] for row in EXACT}
     assert {9_175_040, 18_350_080, 9_461_760, 294_912, 3_212_749_824, 85_798_656} <= published & ours
+
+
+HUGE = 3e10
+SIZES = {name: entry.parameters for name, entry in models().items() if entry.source != "random"}
+
+
+@pytest.mark.parametrize("model", SIZES)
+@pytest.mark.parametrize("method", ["lora", "houlsby", "ia3", "full"])
+def test_counting_takes_no_time(method, model):
+    """Less than a second, five for the largest (processor time once torch is imported), and no weight is read."""
+    count(method, "tiny-bert", {})
+    began = time.process_time()
+    assert count(method, model, {})["agrees"]
+    assert time.process_time() - began < (5 if SIZES[model] > HUGE else 1)
+
+
+def test_counting_needs_no_network():
+    """The command of the README, with a socket that cannot be opened."""
+    code = (
+        "import socket, sys; socket.socket.connect = socket.getaddrinfo = lambda *_: sys.exit('network');"
+        "from workflow.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "count", "--method", "lora", "--model", "gpt3-175b", "--set", "rank=1"]
+    ran = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert ran.returncode == 0 and "4,718,592" in ran.stdout, ran.stderr
