@@ -66,6 +66,7 @@ class BlockCall:
             if kwargs.get("past_key_values") is not None:
                 raise Unsupported("tokens cannot be dropped or inserted with a key/value cache")
             mask, real = kwargs.get("attention_mask"), self.state.mask
+            real = None if real is None else real.to(hidden.device)
             hidden, mask = _change_tokens(hidden, mask, real, self.causal, kwargs, keep, extra, extra_as)
             if mask is not None:
                 kwargs["attention_mask"] = mask
@@ -155,6 +156,12 @@ class Backbone:
 
     def site(self, site: SiteId) -> Site:
         return self.map_.linears[site]
+
+    def device_of(self, site: SiteId) -> torch.device:
+        """Where a linear site is, or any other site of a block: the blocks may be spread over several devices."""
+        place = self.map_.linears.get(site)
+        module = self.map_.modules[site._replace(name="block")] if place is None else place.module
+        return next(module.parameters()).device
 
     def modules(self, name: str, part: str | None = None) -> dict[SiteId, nn.Module]:
         """Modules at sites of this name (`block`, `norm.attn`, `attn.core`, `mlp.act`, `embed.token`, ...)."""
@@ -453,6 +460,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
+        """The device of the embeddings, where batches go."""
         return next(self.model.parameters()).device
 
     @property
@@ -514,7 +522,7 @@ class Backbone:
 
     def head_row(self, hidden: Tensor) -> Tensor:
         """(B, 1, d): the hidden state of each row's first real token."""
-        index = self.state.mask.int().argmax(1)
+        index = self.state.mask.int().argmax(1).to(hidden.device)
         return hidden.take_along_dim(index[:, None, None].expand(-1, 1, hidden.shape[-1]), 1)
 
     def _encode_decode(self, batch: Batch) -> Outputs:
@@ -614,7 +622,7 @@ class Backbone:
             cache = out.past_key_values if cached else None
             scores = out.logits[:, -1]
             scores = scores if logits is None else logits(scores, self.state)
-            token = scores.argmax(-1)
+            token = scores.argmax(-1).to(done.device)
             if stop is not None:
                 token = torch.where(done, stop, token)
                 done = done | (token == stop)
@@ -634,7 +642,7 @@ class Backbone:
             ids = torch.stack(new, 1)
             out = self.model(encoder_outputs=encoded, attention_mask=mask, decoder_input_ids=ids, use_cache=False)
             scores = out.logits[:, -1] if logits is None else logits(out.logits[:, -1], self.state)
-            token = scores.argmax(-1)
+            token = scores.argmax(-1).to(done.device)
             if stop is not None:
                 token = torch.where(done, stop, token)
                 done = done | (token == stop)

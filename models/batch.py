@@ -83,10 +83,13 @@ class Outputs:
     labels: Tensor | None = None
 
     def targets(self, batch: Batch) -> Tensor | None:
-        """The labels that the logits belong to, also where whoever made these outputs did not say."""
-        if self.labels is not None or batch.labels is None or batch.labels.dim() < 2:
-            return batch.labels if self.labels is None else self.labels
-        return batch.labels[:, -self.logits.shape[1] :]
+        """The labels that the logits belong to, beside them, also where whoever made these outputs did not say."""
+        labels = batch.labels if self.labels is None else self.labels
+        if labels is None:
+            return None
+        if self.labels is None and labels.dim() == 2:
+            labels = labels[:, -self.logits.shape[1] :]
+        return labels.to(self.logits.device)
 
 
 @dataclass

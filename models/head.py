@@ -47,8 +47,8 @@ class Head(nn.Module):
         if self.pooling == "mean":
             keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask
             if state.slots is not None:
-                keep = keep & ~state.slots
-            keep = keep[..., None].to(hidden.dtype)
+                keep = keep & ~state.slots.to(keep.device)
+            keep = keep[..., None].to(hidden)
             return (hidden * keep).sum(1) / keep.sum(1)
         if self.pooling == "last":
             if mask is None or batch.unpadded or batch.left_padded:
@@ -59,4 +59,5 @@ class Head(nn.Module):
 
 def _row(hidden: Tensor, index: Tensor) -> Tensor:
     """hidden (B, L, d), index (B,) -> (B, d)"""
+    index = index.to(hidden.device)
     return hidden.take_along_dim(index[:, None, None].expand(-1, 1, hidden.shape[-1]), dim=1)[:, 0]

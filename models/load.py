@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from models.architectures import ARCHITECTURES
 from models.backbone import Backbone, Unsupported
 from models.entries import ModelEntry
 from models.head import Head
+from models.placement import spread
 from models.sites import SiteMap
 from models.words import HashTokenizer
 from workflow.errors import AtlasError
@@ -77,11 +79,13 @@ def load(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     quantize: str | None = None,
+    devices: Sequence[str | torch.device] = (),
 ) -> Backbone:
     """The backbone of a model entry for a kind of task (`classification`, `regression`, `generation`).
 
     With `weights="random"` (and for `source: random`) the weights come from `seed`; with "meta" there are none.
     quantize: how the linear maps inside the blocks are stored (`models.quantise.SCHEMES`), packed after loading.
+    devices: in the place of `device`, where the blocks are spread over several (`models.placement`).
     """
     if quantize:
         quantise.check(quantize)
@@ -123,9 +127,13 @@ def load(
     backbone = Backbone(model, head, tokenizer, entry.name)
     if weights == "meta":
         return backbone
+    devices = devices or (device,)
     if quantize:
-        pack(backbone, quantize, torch.device(device))
-    return backbone.to(torch.device(device))
+        pack(backbone, quantize, torch.device(devices[0]))
+    if len(devices) > 1:
+        spread(backbone, devices)
+        return backbone
+    return backbone.to(torch.device(devices[0]))
 
 
 def pack(backbone: Backbone, scheme: str, device: torch.device) -> None:

@@ -190,7 +190,7 @@ class Training:
         return self.method.forward(batch, self.backbone.forward)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
-        return self.method.loss(outputs, batch, task_loss)
+        return self.method.loss(outputs, batch, task_loss).to(self.device)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one micro-batch, weighted by its share of the batch."""

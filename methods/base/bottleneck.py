@@ -71,8 +71,8 @@ class BottleneckMethod(Method):
     def attach(self, backbone: Backbone, ctx: Context | None) -> None:
         self.backbone = backbone
         self.planned = self.planned if self.planned.sites else self.plan(backbone.shape)
-        with torch.device(backbone.device):
-            for site in self.planned.sites:
+        for site in self.planned.sites:
+            with torch.device(backbone.device_of(site)):
                 self.parts[key(site)] = self.make(backbone.shape.block(site).width)
         for site in self.planned.sites:
             backbone.branch(site, site.name, self._function(self.parts[key(site)]))

@@ -224,7 +224,7 @@ class Method:
         """The task's loss plus the penalties that sites left in the forward state."""
         total = task_loss(outputs, batch)
         for penalty in self.backbone.state.penalties.values():
-            total = total + penalty
+            total = total + penalty.to(total.device)
         return total
 
     def training_step(self, batch: Batch, ctx: Context) -> StepResult:

@@ -71,8 +71,8 @@ class LinearMethod(Method):
     def attach(self, backbone: Backbone, ctx: Context | None) -> None:
         self.backbone = backbone
         self.planned = self.planned if self.planned.sites else self.plan(backbone.shape)
-        with torch.device(backbone.device):
-            for site in map(backbone.site, self.planned.sites):
+        for site in map(backbone.site, self.planned.sites):
+            with torch.device(backbone.device_of(site.id)):
                 self.parts[key(site.id)] = self.make_map(site.id, site.shape)
         for site_id, module in self.maps().items():
             backbone.map(backbone.site(site_id), module)

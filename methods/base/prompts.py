@@ -28,6 +28,7 @@ class KVPrefix(nn.Module):
             parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=rng))
 
     def attach(self, backbone: Backbone, core: SiteId) -> None:
+        self.to(backbone.device_of(core))
         backbone.attention(core, lambda call, proceed: call.attend_with(self.key[None], self.value[None]))
 
 
@@ -43,6 +44,7 @@ class InputPrompt(nn.Module):
         self.rows.copy_(torch.empty(self.rows.shape).normal_(0, std, generator=rng))
 
     def attach(self, backbone: Backbone) -> None:
+        self.to(backbone.device)
         backbone.slots(len(self.rows), lambda: self.rows)
 
     def forward(self) -> Tensor:
