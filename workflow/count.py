@@ -9,11 +9,11 @@ from workflow import registry
 from workflow.errors import AtlasError
 
 
-def count(method: str, model: str, settings: dict[str, Any], labels: int = 2) -> dict[str, Any]:
-    """Trained, stored and added parameters: what is attached, beside the closed form of the paper.
+def attached(method: str, model: str, settings: dict[str, Any], labels: int = 2) -> tuple[Any, Any]:
+    """The backbone on the meta device and the method attached to it.
 
-    A classifier with `labels` classes is assumed where the model has no output layer of its own; the head is
-    counted apart. Raises AtlasError if the method does not support the model.
+    A classifier with `labels` classes is assumed where the model has no output layer of its own. Raises AtlasError if
+    the method does not support the model.
     """
     import torch
 
@@ -33,9 +33,18 @@ def count(method: str, model: str, settings: dict[str, Any], labels: int = 2) ->
     attached.planned = attached.plan(backbone.shape)
     with torch.device("meta"):
         attached.attach(backbone, None)
-    expected = attached.expected_parameters(backbone.shape).resolved(attached.mergeable)
-    trained = sum(p.numel() for p in attached.trained())
-    stored = sum(t.numel() for t in attached.state_dict().values())
+    return backbone, attached
+
+
+def count(method: str, model: str, settings: dict[str, Any], labels: int = 2) -> dict[str, Any]:
+    """Trained, stored and added parameters: what is attached, beside the closed form of the paper.
+
+    The head is counted apart. Raises AtlasError if the method does not support the model.
+    """
+    backbone, method_ = attached(method, model, settings, labels)
+    expected = method_.expected_parameters(backbone.shape).resolved(method_.mergeable)
+    trained = sum(p.numel() for p in method_.trained())
+    stored = sum(t.numel() for t in method_.state_dict().values())
     total = backbone.shape.parameters
     found: dict[str, Any] = {
         "method": method,
@@ -45,7 +54,7 @@ def count(method: str, model: str, settings: dict[str, Any], labels: int = 2) ->
         "trained": trained,
         "trained_percent": round(100 * trained / total, 4),
         "stored": stored,
-        "added_at_inference": 0 if attached.mergeable else sum(p.numel() for p in attached.parts.parameters()),
+        "added_at_inference": 0 if method_.mergeable else sum(p.numel() for p in method_.parts.parameters()),
         "expected": {n: _range(getattr(expected, n)) for n in ("trained", "stored", "added")},
     }
     found["agrees"] = _agrees(trained, expected.trained) and _agrees(stored, expected.stored)
