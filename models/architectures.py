@@ -355,8 +355,12 @@ DINOV2 = replace(
         "": replace(
             VIT.stacks[""],
             blocks="encoder.layer",
-            linears=VIT.stacks[""].linears
-            | {"mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.fc1|mlp.up_proj", "mlp.down": "mlp.fc2|mlp.down_proj"},
+            linears={
+                **{f"attn.{n}": f"attention.{n}_proj" for n in "qkvo"},
+                "mlp.gate": "mlp.gate_proj",
+                "mlp.up": "mlp.fc1|mlp.up_proj",
+                "mlp.down": "mlp.fc2|mlp.down_proj",
+            },
             norms={"norm.attn": "norm1", "norm.mlp": "norm2"},
             modules=VIT.stacks[""].modules
             | {
