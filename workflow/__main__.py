@@ -45,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("what", choices=["methods", "tasks", "models", "cells"])
     listing.add_argument("--import", dest="imports", action="store_true", help="import every method to see if it works")
 
-    described = verb(describe, "describe", "show a method: metadata, paper, settings; with --model also its sites")
-    described.add_argument("method")
-    described.add_argument("--model")
+    described = verb(describe, "describe", "show a method, the map of a model, or a method's count on a model")
+    described.add_argument("method", nargs="?", help="its metadata, paper and settings")
+    described.add_argument("--model", help="its sizes and sites; with a method: what that trains on it")
 
     checked = verb(check, "check", "run the conformance tests on a method file")
     checked.add_argument("file", type=Path)
@@ -96,6 +96,14 @@ def list_(options: argparse.Namespace) -> None:
 def describe(options: argparse.Namespace) -> None:
     from workflow import listing, text
 
+    if options.method is None:
+        if options.model is None:
+            raise AtlasError("nothing to describe", mend="give a method, or --model and a model, or both")
+        from models.entries import model
+        from workflow import model_map
+
+        print(model_map.describe(model(_model(options.model))))
+        return
     info = _method(options.method)
     print(listing.description(info))
     if options.model:
