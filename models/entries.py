@@ -52,7 +52,7 @@ class ModelEntry:
         if self.parameters is None:
             return ""
         rounded = float(f"{self.parameters:.2e}")
-        unit, letter = next((u, a) for u, a in ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1, "")) if rounded >= u)
+        unit, letter = (1e9, "B") if rounded >= 1e9 else (1e6, "M") if rounded >= 1e6 else (1e3, "k")
         return f"{rounded / unit:#.3g}".rstrip(".") + letter
 
     @property

@@ -222,9 +222,9 @@ def _dropout(config) -> float:
 
 
 def fingerprint(entry: ModelEntry) -> str:
-    """sha256 over the weight files of a local source; for the hub the pinned commit; for random ones the config."""
+    """sha256 over the weight files of a local source; for the hub the commit; for random ones the config."""
     if entry.source == "hub":
-        return entry.revision
+        return _commit(entry)
     if entry.source == "random":
         return hashlib.sha256(entry.identity.encode()).hexdigest()[:16]
     if entry.location.endswith(".gguf"):
@@ -235,3 +235,11 @@ def fingerprint(entry: ModelEntry) -> str:
             while chunk := file.read(1 << 22):
                 digest.update(chunk)
     return digest.hexdigest()[:16]
+
+
+def _commit(entry: ModelEntry) -> str:
+    """The commit that the hub's cache holds for a revision; the revision itself where the cache does not know."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(entry.location, "config.json", revision=entry.revision)
+    return Path(found).parent.name if isinstance(found, str) else entry.revision

@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     retried = verb(retry, "retry", "delete results by status, so that the next run makes them again", grid=True)
     retried.add_argument("--status", metavar="LIST", help="for example oom,timeout; default: the grid's `retry`")
 
+    laddered = verb(models, "models", "print the table of all models, or write it into its page")
+    laddered.add_argument("--write", action="store_true", help="write the table in docs/models.md")
+
     paged = verb(protocols, "protocols", "print the page of all suites and protocols, or record what they are")
     paged.add_argument("--write", action="store_true", help="write docs/protocols.md")
     paged.add_argument("--lock", action="store_true", help="record every protocol as it is now, for the tests")
@@ -88,8 +91,10 @@ def list_(options: argparse.Namespace) -> None:
         rows = listing.cells(_grid(options))
     elif options.what == "methods":
         rows = listing.methods(options.imports)
+    elif options.what == "models":
+        rows = listing.models(exact=options.json)
     else:
-        rows = {"tasks": listing.tasks, "models": listing.models}[options.what]()
+        rows = listing.tasks()
     print(json.dumps(rows, indent=1) if options.json else text.table(rows))
 
 
@@ -226,6 +231,12 @@ def retry(options: argparse.Namespace) -> None:
         print(cell.path)
         cell.path.unlink()
     print(f"deleted {len(dropped)} results with status {' or '.join(wanted)}; run the grid to make them again")
+
+
+def models(options: argparse.Namespace) -> None:
+    from workflow import ladder
+
+    print(ladder.write() if options.write else ladder.table())
 
 
 def protocols(options: argparse.Namespace) -> None:

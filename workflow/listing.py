@@ -52,9 +52,21 @@ def tasks() -> list[dict]:
     return rows
 
 
-def models() -> list[dict]:
-    fields = ("name", "kind", "architecture", "source", "revision", "title")
-    return [{field: getattr(entry, field) for field in fields} for entry in registry.models().values()]
+def models(exact: bool = False) -> list[dict]:
+    """Every model entry. exact: all digits of the number of parameters, rather than millions or billions."""
+    return [
+        {
+            "name": entry.name,
+            "kind": entry.kind,
+            "architecture": entry.architecture,
+            "parameters": entry.parameters if exact else entry.size,
+            "source": entry.source,
+            "revision": entry.revision,
+            "licence": entry.licence,
+            "title": entry.title,
+        }
+        for entry in registry.models().values()
+    ]
 
 
 def cells(grid: Grid) -> list[dict]:
