@@ -371,3 +371,12 @@ def test_a_method_attaches_counts_and_detaches(name, model):
         again.attach(empty, None)
     assert sum(p.numel() for p in again.trained()) == expected.trained
     assert empty.shape == on.shape
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_half_precision_is_near_full_precision(name):
+    half, full, given = backbone(name, dtype=torch.bfloat16), backbone(name), batch(name, "left")
+    lively(half.model, std=0.15)
+    full.model.load_state_dict({key: value.float() for key, value in half.model.state_dict().items()})
+    expected = run(full, given)
+    assert (run(half, given).float() - expected).norm() < 0.05 * expected.norm()
