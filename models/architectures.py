@@ -199,7 +199,7 @@ SWIN = replace(
     first_slot=None,
     equal_blocks=False,
     movable=False,
-    skipped=None,
+    skipped=(None,),
     windows=True,
 )
 
