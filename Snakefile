@@ -16,7 +16,8 @@ except AtlasError as problem:
 
 RESULTS = f"results/{GRID.name}"
 NEEDS = entry.needs(GRID)
-GPU = {name: GRID.resources[name] for name in ("gpu",) if name in GRID.resources}
+ON_GPU = bool({"gpu", "gpu_mb"} & GRID.resources.keys())
+GPU = {"gpu": lambda wildcards: NEEDS[wildcards.key]["gpu"]} if ON_GPU else {}
 
 # The commands are made here, once, rather than from `params` of every job, which costs seconds on thousands of jobs.
 # With --software-deployment-method conda the jobs have a Python of their own.

@@ -58,6 +58,19 @@ def parser() -> argparse.ArgumentParser:
     counted.add_argument("--model", required=True)
     counted.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, in YAML")
 
+    estimated = verb(estimate, "estimate", "estimate the peak memory of training a method on a model", as_json=True)
+    estimated.add_argument("--method", required=True)
+    estimated.add_argument("--model", required=True)
+    estimated.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, in YAML")
+    estimated.add_argument("--batch-size", type=int, default=32, help="examples a forward pass")
+    estimated.add_argument("--length", type=int, default=128, help="tokens an example; images have their own")
+    estimated.add_argument("--scored", type=int, help="tokens of an example that a decoder learns; default: all")
+    estimated.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    estimated.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
+    estimated.add_argument("--gradient-checkpointing", action="store_true")
+    estimated.add_argument("--quantize", choices=["int8", "bnb-int8", "nf4"], help="code of the frozen weights in blocks")
+    estimated.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+
     celled = verb(cell, "cell", "run cells of a grid and write their results", grid=True)
     celled.add_argument("--key", nargs="+", required=True, metavar="KEY/SEED", help="as `list cells` prints them")
     celled.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's")
@@ -134,6 +147,33 @@ def count(options: argparse.Namespace) -> None:
     settings.check(info, given, file=None, key="--set")
     counted = count.count(info.name, _model(options.model), given)
     print(json.dumps(counted, indent=1) if options.json else text.figures(counted))
+
+
+def estimate(options: argparse.Namespace) -> None:
+    from workflow import count, registry, settings, sizes, text
+    from workflow.estimate import GIB, Setting, estimate, learned_by
+
+    info, model = _method(options.method), _model(options.model)
+    given = dict(_setting(text) for text in options.set)
+    settings.check(info, given, file=None, key="--set")
+    backbone, method = count.attached(info.name, model, given)
+    setting = Setting(
+        batch=options.batch_size,
+        length=options.length,
+        scored=options.scored,
+        dtype=options.dtype,
+        optimizer=options.optimizer,
+        generation=backbone.head is None,
+        checkpointing=options.gradient_checkpointing,
+        quantize=options.quantize,
+        device=options.device,
+    )
+    found = estimate(sizes.of(registry.models()[model]), learned_by(method, backbone), setting)
+    cards = {f"{size} GB": found.gpus(size) for size in (24, 40, 80)}
+    if options.json:
+        print(json.dumps({"bytes": found.lines, "gpus": cards}, indent=1))
+        return
+    print(text.figures({"GiB": {name: f"{value / GIB:8.2f}" for name, value in found.lines.items()}, "GPUs": cards}))
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -31,11 +31,16 @@ def find(name: str) -> Path:
 
 
 def needs(grid: Grid) -> dict[str, dict[str, int]]:
-    """mem_mb and runtime (minutes) of a first attempt, by the cell's config key."""
-    entries = registry.models()
-    models = {cell.model for cell in grid.cells}
-    by_model = {name: resources.estimate(entries[name].config) | grid.resources for name in models}
-    return {cell.config_key: by_model[cell.model] for cell in grid.cells}
+    """mem_mb and runtime (minutes) of a first attempt, by the cell's config key; gpu where the grid says enough."""
+    entries, suites, methods = registry.models(), registry.suites(), registry.methods(grid.plugins)
+    fixed = {name: value for name, value in grid.resources.items() if name != "gpu_mb"}
+    found: dict[str, dict[str, int]] = {}
+    for cell in grid.cells:
+        if cell.config_key not in found:
+            task = suites[cell.suite].facts(cell.task, cell.protocol)
+            own = entries[cell.model], methods[cell.method], task, methods, grid.resources.get("gpu_mb")
+            found[cell.config_key] = resources.estimated(cell, *own) | fixed
+    return found
 
 
 def starts(grid: Grid) -> dict[tuple[str, str], str]:
