@@ -7,6 +7,8 @@ is attached is undone by `restore()`.
 from __future__ import annotations
 
 import inspect
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from models.head import Head
 from models.intercept import Handle, Switch, intercept
 from models.shape import BackboneShape, SiteId
 from models.sites import Site, SiteMap
+from workflow.errors import AtlasError
 
 
 class Unsupported(Exception):
@@ -488,6 +491,26 @@ class Backbone:
         self.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.model.disable_input_require_grads()
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Let torch.compile have each block, lengths left open; undone by `restore()`. Call it after attaching.
+
+        Blocks of one make share their code, so that it takes no longer for a deep network, and a batch of another
+        length needs no new code. What differs between passes (gradients or none, a mask or none) does. Generation
+        runs as it is written: code that fills a cache would be made for each block.
+        """
+        if backend == "inductor" and shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise AtlasError("compile: true needs a C++ compiler", key="compile", mend="install g++ or set CXX")
+        import torch._dynamo
+
+        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+        for block in self.modules("block").values():
+            block.compile(dynamic=True, backend=backend)
+            self._handles.append(_Compiled(block))
+
+    def _as_written(self) -> AbstractContextManager:
+        compiled = any(isinstance(handle, _Compiled) for handle in self._handles)
+        return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
     def forward(self, batch: Batch, phase: Phase | None = None) -> Outputs:
         """One pass: sets the forward state, inserts slots, builds masks and positions, pools, applies the head."""
         with self.autocast():
@@ -592,7 +615,7 @@ class Backbone:
         """
         if self.kind not in ("decoder", "encoder_decoder"):
             raise Unsupported(f"an {self.kind} does not generate")
-        with self.autocast():
+        with self.autocast(), self._as_written():
             if self.kind == "encoder_decoder":
                 return self._generate_encoder_decoder(batch, tokens, stop, logits)
             return self._generate_decoder(batch, tokens, stop, cached, logits)
@@ -766,6 +789,16 @@ class _Entry:
         replaced.functions.remove(self.function)
         if not replaced.functions:
             del self.core.__dict__["_attention"]
+
+
+class _Compiled:
+    """A compiled block, as a handle."""
+
+    def __init__(self, block: nn.Module):
+        self.block = block
+
+    def remove(self) -> None:
+        del self.block._compiled_call_impl
 
 
 class _Hook:
