@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     estimated.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     estimated.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
     estimated.add_argument("--gradient-checkpointing", action="store_true")
-    estimated.add_argument("--quantize", choices=["int8", "bnb-int8", "nf4"], help="code of the frozen weights in blocks")
+    estimated.add_argument("--quantize", choices=["int8", "bnb-int8", "nf4"], help="code of frozen weights in blocks")
     estimated.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
 
     celled = verb(cell, "cell", "run cells of a grid and write their results", grid=True)
