@@ -45,7 +45,7 @@ class Grid:
     """The cells of one study, in order and without repeats, and how to run them.
 
     broken: methods that the grid names and whose plugin cannot be read; their cells are left out.
-    resources: what the grid fixes of a cell's `gpu`, `mem_mb` and `runtime` (minutes).
+    resources: what the grid fixes of a cell's `gpu`, `mem_mb` and `runtime` (minutes), and `gpu_mb`, one GPU's memory.
     """
 
     name: str
