@@ -22,7 +22,6 @@ from workflow.errors import AtlasError
 from workflow.grid import Grid
 
 PROGRESS_SECONDS = 10.0
-LATENCY_BATCHES = {"classification": (1, 32), "regression": (1, 32), "generation": (1, 8)}
 
 
 class Unusable(Exception):
@@ -169,6 +168,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     from models import load as loading
     from workflow import measure, start
     from workflow.evaluate import Scorer
+    from workflow.meter import Meter, counter
     from workflow.train import Training
 
     cell, recipe = run.cell, run.cell.recipe
@@ -177,12 +177,12 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     if info.cost_only:
         entry, run.figures["cost_only"] = entry.with_random_weights(), True
     method = _method(cell, grid)
-    memory = measure.Memory(device)
-    run.figures["memory"] = memory.figures
+    meter = Meter(device, counter(device) if "energy" in grid.measure else None)
+    run.figures["memory"] = meter.memory
 
     with run.timed("data"):
         data = suite.load(cell.task, cell.protocol, data_root)
-    with run.timed("load"), memory.phase("load"):
+    with run.timed("load"), meter.phase("load"):
         dtype = getattr(torch, recipe["dtype"])
         seed = _named_seed(cell.seed, "head")
         _check_modality(entry, info)
@@ -211,6 +211,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         checkpoint_seconds=float(os.environ.get("ATLAS_CHECKPOINT_SECONDS", 120)),
         deadline=_deadline(),
         progress=_progress(cell),
+        meter=meter,
     )
     with run.timed("data"):
         train = method.training_data(data.train, training)
@@ -222,7 +223,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         training.splits["train"] = encoded["train"]
     run.figures["data"] = {name: len(part) for name, part in encoded.items()}
     run.figures["data"]["cut"] = {name: part.cut for name, part in encoded.items() if part.cut}
-    with memory.phase("attach"):
+    with meter.phase("attach"):
         _attach(run, method, backbone, training)
         start.load(grid, cell, root, method)
     run.figures["parameters"] = counts = _counts(method, backbone)
@@ -232,17 +233,14 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         backbone.compile()
 
     try:
-        with memory.phase("train"):
+        with meter.phase("train"):
             training.run()
     finally:
         _note_training(run, training, counts, scorer.selection)
+        _note_energy(run, meter)
     method.prepare_inference()
-    batches = _latency_batches(encoded["test"], LATENCY_BATCHES[info.kind], backbone)
-    if info.cost_only:
-        with memory.phase("inference"):
-            measure.forward(backbone, method, list(batches.values())[-1])
-    else:
-        with run.timed("test"), memory.phase("inference"):
+    if not info.cost_only:
+        with run.timed("test"), meter.phase("inference"):
             last, selected = _predict(scorer, training, data.test, encoded["test"], suite.reported(cell.protocol))
         run.figures["metrics"] = {
             "primary": info.primary,
@@ -259,7 +257,8 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
             shown = last if run.figures["metrics"]["rule"] == "last" else selected
             _save_predictions(out, data.test, shown, selected, last)
     with run.timed("measure"):
-        _measure_inference(run, grid, method, backbone, batches, encoded["test"])
+        _measure(run, grid, info, encoded, training)
+    _note_energy(run, meter)
 
 
 def _predict(scorer, training, split, encoded, reported: str):
@@ -409,22 +408,49 @@ def _save_predictions(out: Path, test, shown, selected, last) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _latency_batches(test, sizes: tuple[int, ...], backbone) -> dict[str, Any]:
-    """A batch of each size from the examples of middle length."""
-    order = np.argsort(test.lengths, kind="stable")
-    middle = len(order) // 2
-    rows = {size: order[max(0, middle - size // 2) :][:size] for size in sizes}
-    return {f"batch_{size}": test.batch(rows[size]).to(backbone.device) for size in sizes}
+def _note_energy(run: Run, meter) -> None:
+    if meter.energy:
+        run.figures["energy"] = {"source": meter.counter.name, **meter.energy}
 
 
-def _measure_inference(run: Run, grid: Grid, method, backbone, batches: dict[str, Any], test) -> None:
-    from workflow import measure
+def _measure(run: Run, grid: Grid, info, encoded: dict[str, Any], training) -> None:
+    """What the trained method costs at inference, and one training step looked at closely."""
+    from workflow import latency, measure
 
+    method, backbone = training.method, training.backbone
+    one, many = latency.batches(encoded["test"], latency.SIZES[info.kind], backbone.device).values()
+    if info.cost_only:
+        with training.meter.phase("inference"):
+            measure.forward(backbone, method, many)
     if method.mergeable:
-        run.figures["merge"] = measure.merge_error(backbone, method, list(batches.values())[-1])
+        run.figures["merge"] = measure.merge_error(backbone, method, many)
     if "latency" in grid.measure:
-        run.figures["latency"] = measure.latency(backbone, method, batches)
-        run.figures["latency"]["length"] = int(np.sort(test.lengths)[len(test.lengths) // 2])
+        run.figures["latency"] = latency.figures(backbone, method, encoded["test"], info.kind)
+    if {"flops", "memory"} & set(grid.measure):
+        _look_closely(run, grid, encoded["train"], one, training)
+
+
+def _look_closely(run: Run, grid: Grid, train, one, training) -> None:
+    """Operations and bytes of a training step on a batch of middle length, and operations of inference."""
+    from workflow import latency, probe
+
+    method, backbone = training.method, training.backbone
+    rows = training.recipe["micro_batch_size"] or training.recipe["batch_size"]
+    (batch,) = latency.batches(train, (min(rows, len(train)),), training.device).values()
+    size = {"batch": len(batch), "tokens": batch.padded}
+    flops = None
+    if training.optimizer is not None:
+        flops, parts = probe.training_step(training, batch)
+        run.figures["memory"]["parts"] = parts | size
+    if "flops" not in grid.measure:
+        return
+    found = {f"inference_{name}": count for name, count in probe.inference_flops(backbone, method, one).items()}
+    if flops:
+        peak = probe.matmul_peak(training.device, training.dtype)
+        found |= {"train_step": flops, **size, "matmul_peak": peak}
+        if seconds := sum(training.log.step_seconds):
+            found["utilisation"] = flops / batch.padded * training.log.padded / seconds / peak
+    run.figures["flops"] = found
 
 
 def _deadline() -> float | None:

@@ -36,7 +36,7 @@ BASE_RECIPE = {
 }
 UNSAID = {"compile": False, "quantize": None}  # options that are in a cell's recipe only where they differ from this
 _REAL = ("lr", "head_lr", "weight_decay", "eps", "warmup", "epochs", "clip")
-MEASURES = ("accuracy", "parameters", "memory", "latency")
+MEASURES = ("accuracy", "parameters", "memory", "latency", "flops", "energy")
 RETRY = ("oom", "timeout")
 
 
@@ -343,6 +343,9 @@ class _Expansion:
         backbone = self.models[model]
         if self.suites[suite].facts(task, protocol).cost_only:
             backbone = backbone.with_random_weights()
+        elif backbone.source == "none":
+            mend = "take another model; this one is there to be counted, and for the suite `cost`"
+            raise self._error(f"model '{model}' has sizes and no weights", "models", mend)
         recipe = task_recipe | {"dtype": backbone.dtype} | method_recipe
         return Cell(
             suite=suite,

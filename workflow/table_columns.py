@@ -26,6 +26,7 @@ class Figure:
     divisor: float = 1
     combine: Callable[[Sequence[float]], float] = median
     show: Callable[[float], str] = significant
+    spread: tuple[tuple[str, ...], ...] = ()  # paths of a low and a high value that are shown beside it
 
 
 def absent(study: Study, row: Row, found: Sequence[Outcome], notes: Notes, measure: str = "") -> Entry:
@@ -62,7 +63,10 @@ def figure_entry(
     if not values:
         return absent(study, row, found, notes, measure)
     value = figure.combine(values) / figure.divisor
-    return Entry(figure.show(value), value, marks=lost_seeds(found, notes))
+    ends = [[outcome.figure(*path) for outcome in found if outcome.ok] for path in figure.spread]
+    beside = [figure.show(median(end) / figure.divisor) for end in ends if end and None not in end]
+    text = figure.show(value) + (f" [{'–'.join(beside)}]" if beside else "")
+    return Entry(text, value, seeds=len(values), marks=lost_seeds(found, notes))
 
 
 def table_row(row: Row, entries: Iterable[Entry]) -> TableRow:

@@ -8,21 +8,39 @@ from workflow.outcomes import Outcome, Place, Row, Study, count_mismatches
 from workflow.table_columns import Figure, Filled, absent, figure_entry, incomplete, made, whole
 from workflow.typeset import Column, Entry, Notes, Table, significant
 
-MIB = 2**20
+MIB, GIGA = 2**20, 1e9
 MEMORY = (
     Figure("training peak", "MiB", ("memory", "train_peak"), MIB, max),
     Figure("training reserved", "MiB", ("memory", "train_reserved"), MIB, max),
+    Figure("evaluation peak", "MiB", ("memory", "evaluate_peak"), MIB, max),
     Figure("inference peak", "MiB", ("memory", "inference_peak"), MIB, max),
     Figure("load peak", "MiB", ("memory", "load_peak"), MIB, max),
+    *(
+        Figure(name, "MiB", ("memory", "parts", name), MIB, max)
+        for name in ("base", "method", "gradients", "optimizer", "activations")
+    ),
 )
 TIME = (
     Figure("training", "s", ("time", "train")),
+    Figure("first step", "ms", ("time", "first_step"), 1e-3),
     Figure("step median", "ms", ("time", "step_median"), 1e-3),
+    Figure("step p25", "ms", ("time", "step_p25"), 1e-3),
+    Figure("step p75", "ms", ("time", "step_p75"), 1e-3),
     Figure("step p95", "ms", ("time", "step_p95"), 1e-3),
     Figure("throughput", "tokens/s", ("time", "tokens_per_s")),
     Figure("throughput", "examples/s", ("time", "examples_per_s")),
 )
-STEP, TRAIN_PEAK = TIME[1], MEMORY[0]
+OPERATIONS = (
+    Figure("training step", "GFLOP", ("flops", "train_step"), GIGA),
+    Figure("of the matmul peak", "%", ("flops", "utilisation"), 0.01),
+    Figure("inference bare", "GFLOP", ("flops", "inference_bare"), GIGA),
+    Figure("inference attached", "GFLOP", ("flops", "inference_attached"), GIGA),
+    Figure("added at inference", "GFLOP", ("flops", "inference_added"), GIGA),
+    Figure("training energy", "J", ("energy", "train")),
+    Figure("evaluation energy", "J", ("energy", "evaluate")),
+    Figure("test energy", "J", ("energy", "inference")),
+)
+STEP, TRAIN_PEAK = TIME[2], MEMORY[0]
 STORED = Figure("stored", "MiB", ("parameters", "stored_bytes"), MIB, max)
 
 
@@ -139,36 +157,74 @@ def share_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes) 
 
 def costs(
     study: Study,
-    measure: str,
+    name: str,
     title: str,
     figures: Callable[[Place], Sequence[Figure]],
     notes_of: Callable[[Study], list[str]],
+    asked: str = "",
 ) -> Table:
+    """The figures of every place that any of its cells has (all of them, if none has any).
+
+    asked: the word of the grid's `measure` that they are taken for, if it is not always.
+    """
     notes = Notes(general=notes_of(study))
-    asked = "" if measure == "time" else measure
 
     def filled(place: Place, figure: Figure) -> Filled:
-        column = Column(figure.title, figure.unit, place.title)
-        return column, lambda row: figure_entry(study, row, study.at(row, place), figure, notes, asked)
+        def entry_of(row: Row) -> Entry:
+            entry = figure_entry(study, row, study.at(row, place), figure, notes, asked)
+            return entry.marked(notes.case("‡")) if entry.seeds == 1 and place not in single else entry
 
-    shown = [filled(place, figure) for place in study.places for figure in figures(place)]
-    return made(measure, title, study, shown, notes)
+        marks = (notes.case("‡"),) if place in single and not whole_table else ()
+        return Column(figure.title, figure.unit, place.title, marks), entry_of
+
+    single = [place for place in study.places if once(study, place)]
+    whole_table = len(single) == len(study.places)
+    if single and whole_table:
+        notes.general.append("Every figure is from one run: another would give another.")
+    shown = []
+    for place in study.places:
+        found = [outcome for row in study.rows for outcome in study.at(row, place) if outcome.ok]
+        given = [figure for figure in figures(place) if any(o.figure(*figure.path) is not None for o in found)]
+        shown += [filled(place, figure) for figure in given or figures(place)]
+    return made(name, title, study, shown, notes)
+
+
+def once(study: Study, place: Place) -> bool:
+    """Whether no method at a place has figures of more than one run, and some have any."""
+    runs = [sum(outcome.ok for outcome in study.at(row, place)) for row in study.rows]
+    return max(runs, default=0) == 1
 
 
 def latency_figures(study: Study, place: Place) -> list[Figure]:
     """Bare, attached and merged at every batch size that any result of this place was timed at."""
     sizes = {
-        int(name.removeprefix("batch_"))
+        int(name.rpartition("batch_")[2])
         for row in study.rows
         for outcome in study.at(row, place)
         for name in outcome.result.get("latency", {})
-        if name.removeprefix("batch_").isdigit()
+        if name.rpartition("batch_")[2].isdigit()
     }
     return [
-        Figure(f"{state}, batch {size}", "ms", ("latency", f"batch_{size}", state, "median"), 1e-3)
+        figure
+        for kind in ("", "prefill ", "token ")
         for size in sorted(sizes or {1})
-        for state in ("bare", "attached", "merged")
+        for figure in _latency_figures(kind, size)
     ]
+
+
+def _latency_figures(kind: str, size: int) -> list[Figure]:
+    """Of one kind and batch size: milliseconds, and the ratios to the bare backbone in per cent of it."""
+    at = ("latency", f"{kind.strip()}_batch_{size}".lstrip("_"))
+    found = []
+    for state in ("bare", "attached", "merged"):
+        found.append(Figure(f"{kind}{state}, batch {size}", "ms", (*at, state, "median"), 1e-3))
+        if state != "bare":
+            ratio = (*at, f"{state}_over_bare")
+            low, high = (*ratio, "p25"), (*ratio, "p75")
+            found.append(
+                Figure(f"{kind}{state}, batch {size}", "% of bare", (*ratio, "median"), 0.01, spread=(low, high))
+            )
+    return found
 
 
 def cost_only_notes(study: Study) -> list[str]:
@@ -190,19 +246,39 @@ def batch_of(study: Study, place: Place) -> str:
 
 
 def memory_notes(study: Study) -> list[str]:
-    about = "Peaks of one phase each, reset in between; largest over seeds. Reserved is what the allocator held."
+    about = (
+        "Peaks of one phase each, reset in between; largest over seeds. Reserved is what the allocator held. Base to "
+        "activations: bytes of tensors in one training step on a batch of middle length; activations are what is kept "
+        "from the forward for the backward pass, and weights that are trained in place count as base."
+    )
     return [about, *cost_only_notes(study), *taken_on(study, ("memory", "device"), "memory of")]
 
 
 def time_notes(study: Study) -> list[str]:
-    about = "Training is without evaluation, loading and saving. p95: 95 in 100 steps are faster. Median over seeds."
+    about = (
+        "Training is without evaluation, loading and saving. The first step is not in the quantiles of steps (p25, "
+        "median, p75, p95), which hold the different lengths of batches too. Tokens are real ones, without padding. "
+        "Median over seeds."
+    )
     return [about, *cost_only_notes(study), *machines(study)]
+
+
+def operations_notes(study: Study) -> list[str]:
+    about = (
+        "Operations of matrix products, convolutions and attention, two a multiply-add: of a training step on a batch "
+        "of middle length, and of one forward pass of one example. Added: after merging where the method merges. Of "
+        "the matmul peak: operations of training a second over those of large matrix products on the same device. "
+        "Energy: of the device in a phase, with all that ran on it. Median over seeds."
+    )
+    return [about, *cost_only_notes(study), *taken_on(study, ("energy", "source"), "energy by"), *machines(study)]
 
 
 def latency_notes(study: Study) -> list[str]:
     about = (
-        "Median time of one forward pass. Bare: the backbone without the method. Attached: with the method. Merged: "
-        "with the method folded into the weights. Median over seeds."
+        "Median time of one forward pass; where texts are generated, of reading the prompts and giving the first token "
+        "(prefill) and of each token after it (token). Bare: the backbone without the method. Attached: with the "
+        "method. Merged: with the method folded into the weights. % of bare: median and quartiles of ratios of calls "
+        "that followed each other. Median over seeds."
     )
     length = taken_on(study, ("latency", "length"), "sequence length")
     return [about, *cost_only_notes(study), *length, *machines(study)]

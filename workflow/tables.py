@@ -17,6 +17,7 @@ from workflow.standing import Standing, standings
 from workflow.table_columns import Figure, Filled, made
 from workflow.table_costs import (
     MEMORY,
+    OPERATIONS,
     STEP,
     STORED,
     TIME,
@@ -26,6 +27,7 @@ from workflow.table_costs import (
     latency_figures,
     latency_notes,
     memory_notes,
+    operations_notes,
     over_tasks,
     parameters,
     share_entry,
@@ -58,6 +60,7 @@ class Tables:
     memory: Table
     time: Table
     latency: Table
+    operations: Table
 
     def typeset(self) -> tuple[Table, ...]:
         return tuple(value for field in fields(self) if isinstance(value := getattr(self, field.name), Table))
@@ -81,10 +84,13 @@ def build(grid: Any, root: Path = Path(".")) -> Tables:
         parts=parts(study, ranked, title),
         answers=answers(study, ranked, title),
         parameters=parameters(study, title),
-        memory=costs(study, "memory", f"Memory: {title}", lambda place: MEMORY, memory_notes),
+        memory=costs(study, "memory", f"Memory: {title}", lambda place: MEMORY, memory_notes, "memory"),
         time=costs(study, "time", f"Training time: {title}", lambda place: TIME, time_notes),
         latency=costs(
-            study, "latency", f"Latency: {title}", lambda place: latency_figures(study, place), latency_notes
+            study, "latency", f"Latency: {title}", lambda place: latency_figures(study, place), latency_notes, "latency"
+        ),
+        operations=costs(
+            study, "operations", f"Operations: {title}", lambda place: OPERATIONS, operations_notes, "flops"
         ),
     )
 

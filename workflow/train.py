@@ -28,6 +28,7 @@ from methods.base.contract import is_stored, keep_stored
 from models.backbone import Backbone
 from models.batch import Batch, Outputs
 from workflow.data import IGNORED, Encoded, prefetch, sorted_batches, training_batches
+from workflow.meter import Meter
 
 CHECKPOINT = 2  # form of the checkpoint file; one of another form is dropped
 CHECK_EVERY = 20  # steps between looks at the loss: a look waits for the device
@@ -111,10 +112,12 @@ class Training:
         checkpoint_seconds: float = 60.0,
         deadline: float | None = None,
         progress: Callable[[int, int, float], None] | None = None,
+        meter: Meter | None = None,
     ):
         self.backbone, self.method, self.recipe, self.seed = backbone, method, recipe, seed
         self.splits: dict[str, Encoded] = {} if validation is None else {"validation": validation}
         self.score, self.progress, self.deadline = score, progress, deadline
+        self.meter = Meter(backbone.device) if meter is None else meter
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         self.device = backbone.device
         self.optimizer: torch.optim.Optimizer | None = None
@@ -127,8 +130,8 @@ class Training:
         self._initial: dict[str, Tensor] = {}
         self._ends: list[dict[str, Any]] = []
         self._stop = False
-        self._dtype = getattr(torch, recipe["dtype"])
-        self._scaler = torch.amp.GradScaler(self.device.type) if self._dtype == torch.float16 else None
+        self.dtype = getattr(torch, recipe["dtype"])
+        self._scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
 
     # ---- what a method may use -------------------------------------------------------------------------------
 
@@ -176,15 +179,16 @@ class Training:
         """The task's primary metric on a split (the first n examples of it); leaves training mode as it was."""
         data, modes = self.splits[split], (self.backbone.model.training, self.method.parts.training)
         try:
-            return float(self.score(data if n is None else data.take(np.arange(min(n, len(data))))))
+            with self.meter.phase("evaluate"):
+                return float(self.score(data if n is None else data.take(np.arange(min(n, len(data))))))
         finally:
             self.backbone.train(modes[0])
             self.method.parts.train(modes[1])
 
     def autocast(self) -> AbstractContextManager:
-        if self._dtype == torch.float32:
+        if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, self._dtype)
+        return torch.autocast(self.device.type, self.dtype)
 
     def forward(self, batch: Batch) -> Outputs:
         return self.method.forward(batch, self.backbone.forward)
@@ -324,6 +328,7 @@ class Training:
     def _look_at_loss(self) -> None:
         """Note the mean loss since the last look; the only place of the loop that waits for the device."""
         value = float(self._loss) / self._loss_steps
+        self.meter.sample()
         self.log.train_loss.append([self.log.steps, round(value, 6)])
         if not math.isfinite(value):
             raise Diverged(f"training loss is {value} at step {self.log.steps}")
@@ -334,7 +339,7 @@ class Training:
 
     def _step(self, batch: Batch, step: Step) -> Tensor:
         self.method.on_step_start(step, self)
-        result = self._forward_backward(batch)
+        result = self.forward_backward(batch)
         if not result.updated:
             if self._scaler is not None:
                 self._scaler.unscale_(self.optimizer)
@@ -352,7 +357,8 @@ class Training:
         self._stepped = 0
         return result.loss
 
-    def _forward_backward(self, batch: Batch) -> StepResult:
+    def forward_backward(self, batch: Batch) -> StepResult:
+        """Gradients of a batch, or what the method does instead of taking them, by micro-batches."""
         micro, rows = self.recipe["micro_batch_size"], len(batch)
         if not micro or micro >= rows:
             self._weight = None

@@ -14,6 +14,7 @@ TERMINAL = 110  # columns
 SYMBOLS = {
     "†": "one seed: the interval is 1.96 standard errors of sampling and knows nothing of other seeds",
     "↓": "below control: the mean is worse than that of a control that should be easy to beat",
+    "‡": "from one run: another would give another figure",
     "≠": "the count found is not the one the paper's closed form gives",
 }
 LATEX = {

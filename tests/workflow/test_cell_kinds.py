@@ -112,15 +112,15 @@ protocol: {{cost: {{length: 12, answer: 5, size: 16}}}}
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "tokens"),
+    ("task", "model", "tokens", "length"),
     [
-        ("classify", "tiny-bert", 12),
-        ("generate", "tiny-llama", 12),
-        ("generate", "tiny-t5", 7),
-        ("images", "tiny-vit", 1),
+        ("classify", "tiny-bert", 12, 12),
+        ("generate", "tiny-llama", 12, 7),
+        ("generate", "tiny-t5", 7, 7),
+        ("images", "tiny-vit", 1, 1),
     ],
 )
-def test_a_cost_cell_measures_and_scores_nothing(tmp_path, monkeypatch, task, model, tokens):
+def test_a_cost_cell_measures_and_scores_nothing(tmp_path, monkeypatch, task, model, tokens, length):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "grid.yaml").write_text(COST.format(task=task, model=model))
     grid = grids.load(tmp_path / "grid.yaml")
@@ -129,6 +129,8 @@ def test_a_cost_cell_measures_and_scores_nothing(tmp_path, monkeypatch, task, mo
     result = results.read(path)
     assert result["cost_only"] and "metrics" not in result and not path.with_name("seed0.predictions.parquet").exists()
     assert result["training"] | {"steps": 3, "tokens": 3 * 4 * tokens, "padding_fraction": 0.0} == result["training"]
-    assert result["latency"]["length"] == tokens and result["time"]["step_median"] > 0
+    assert result["latency"]["length"] == length and result["time"]["step_median"] > 0
     assert result["memory"]["train_peak"] > 0 and result["memory"]["inference_peak"] > 0
+    assert result["memory"]["parts"]["batch"] == 4 and result["memory"]["parts"]["tokens"] == 4 * tokens
+    assert result["flops"]["train_step"] > 0 and 0 < result["flops"]["utilisation"] < 1
     assert result["provenance"]["model"]["source"].startswith("random:")

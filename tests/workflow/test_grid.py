@@ -139,6 +139,13 @@ def test_a_cell_that_is_only_costed_is_known_by_the_sizes_of_its_network(root):
     assert only(root, "[lora]").model_revision == "random:hidden_size=32,num_hidden_layers=2,vocab_size=97@1"
 
 
+def test_a_model_without_weights_cannot_be_scored(root):
+    models = root / "models/tiny.yaml"
+    models.write_text(models.read_text().replace("source: random", "source: none"))
+    with pytest.raises(AtlasError, match="'tiny-bert' has sizes and no weights"):
+        grid(root)
+
+
 def test_overrides_touch_only_what_they_match(root):
     rule = "overrides: [{match: {task: two, method: [lora]}, settings: {rank: 2}, recipe: {epochs: 9}}]"
     cells = grid(root, "[head, lora]", rule, tasks="{small: all}").cells

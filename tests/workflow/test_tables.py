@@ -183,7 +183,9 @@ class TestAbsence:
         assert "n/a" not in typeset.to_markdown(table)
 
     def test_absent_figures_are_dashes_with_a_footnote(self, tmp_path):
-        built = scores(tmp_path, result(cell(), memory={"device": "cpu", "train_peak": 2**20}, latency=None))
+        without = result(cell(), memory={"device": "cpu", "train_peak": 2**20}, latency=None)
+        other = result(cell("vera"), memory={"device": "cuda", "train_reserved": 2**20}, latency=None)
+        built = scores(tmp_path, without, other)
         reserved = entry(built.memory, "lora", column(built.memory, "training reserved"))
         assert (reserved.text, reserved.value) == ("—", None)
         assert "does not give this figure" in notes_of(built.memory, reserved)[0]
@@ -247,7 +249,47 @@ class TestCosts:
         assert entry(built.time, "lora", column(built.time, "step p95")).value == pytest.approx(50.0)
         assert entry(built.memory, "lora", column(built.memory, "training peak")).value == pytest.approx(256.0)
         assert entry(built.latency, "lora", column(built.latency, "attached, batch 1")).value == pytest.approx(2.0)
-        assert entry(built.latency, "lora", column(built.latency, "merged, batch 32")).text == "—"
+
+    def test_a_figure_that_no_cell_of_a_place_has_takes_no_column(self, tmp_path):
+        titles = [column.title for column in scores(tmp_path, result(cell())).latency.columns]
+        assert titles == [
+            *("bare, batch 1", "attached, batch 1", "merged, batch 1"),
+            *("bare, batch 32", "attached, batch 32"),
+        ]
+
+    def test_a_ratio_to_the_bare_backbone_has_its_quartiles(self, tmp_path):
+        timed, ratio = {"median": 0.002}, {"median": 1.25, "p25": 1.2, "p75": 1.3, "n": 9}
+        latency = {"token_batch_8": {"bare": timed, "attached": timed, "attached_over_bare": ratio}}
+        built = scores(tmp_path, result(cell(), latency=latency))
+        found = entry(built.latency, "lora", column(built.latency, "token attached, batch 8", "% of bare"))
+        assert (found.text, found.value) == ("125 [120–130]", pytest.approx(125.0))
+
+    def test_operations_and_energy(self, tmp_path):
+        flops = {"train_step": 6 * 10**9, "utilisation": 0.25, "inference_bare": 10**9, "inference_added": 0}
+        built = scores(tmp_path, result(cell(), flops=flops, energy={"source": "nvml", "train": 120.0}))
+        shown = {
+            column.title: entry(built.operations, "lora", i).text for i, column in enumerate(built.operations.columns)
+        }
+        assert shown == {
+            "training step": "6.00",
+            "of the matmul peak": "25.0",
+            "inference bare": "1.00",
+            "added at inference": "0",
+            "training energy": "120",
+        }
+        assert any("energy by nvml" in text for _, text in built.operations.notes)
+
+    def test_a_figure_from_one_run_is_marked_where_others_are_from_more(self, tmp_path):
+        once = scores(tmp_path / "a", result(cell())).time
+        assert ("", "Every figure is from one run: another would give another.") in once.notes
+        assert entry(once, "lora").marks == ()
+        mixed = scores(tmp_path / "b", *(result(cell(seed=seed)) for seed in (0, 1)), result(cell("vera"))).time
+        assert (entry(mixed, "lora").marks, entry(mixed, "vera").marks) == ((), ("‡",))
+        places = scores(tmp_path / "c", *(result(cell(seed=seed)) for seed in (0, 1)), result(cell(task="rte"))).time
+        assert {column.group.split(",")[0]: column.marks for column in places.columns} == {
+            "glue/sst2": (),
+            "glue/rte": ("‡",),
+        }
 
     def test_seeds_are_put_together_by_median_of_time_and_largest_memory(self, tmp_path):
         made = [result(cell(seed=seed)) for seed in range(3)]
@@ -462,7 +504,7 @@ def mixed(tmp_path):
 
 
 class TestFiles:
-    NAMES = ("summary", "accuracy", "parameters", "memory", "latency", "time")
+    NAMES = ("summary", "accuracy", "parameters", "memory", "latency", "time", "operations")
 
     def test_every_table_is_written_in_four_formats(self, mixed, tmp_path):
         written = {path.name for path in tables.write(mixed, tmp_path / "out")}
