@@ -22,18 +22,18 @@ def attached(method: str, model: str, settings: dict[str, Any], labels: int = 2)
 
     entry = model_entry(model)
     plugin = registry.load_method(registry.methods()[method])
-    attached = plugin.create(settings)
+    chosen = plugin.create(settings)
     kind = "generation" if entry.kind in ("decoder", "encoder_decoder") else "classification"
     backbone = load(entry, kind, labels, weights="meta")
     names = tuple(str(i) for i in range(labels))
     modality = "image" if entry.kind == "vision" else "text"
     task = TaskInfo("none", "none", kind, modality, ("text",), names, ("accuracy",), "accuracy", 128, "count")
-    if reason := attached.supports(backbone.shape, task):
+    if reason := chosen.supports(backbone.shape, task):
         raise AtlasError(f"method '{method}' does not support model '{model}': {reason}", mend="choose another model")
-    attached.planned = attached.plan(backbone.shape)
+    chosen.planned = chosen.plan(backbone.shape)
     with torch.device("meta"):
-        attached.attach(backbone, None)
-    return backbone, attached
+        chosen.attach(backbone, None)
+    return backbone, chosen
 
 
 def count(method: str, model: str, settings: dict[str, Any], labels: int = 2) -> dict[str, Any]:
@@ -41,10 +41,10 @@ def count(method: str, model: str, settings: dict[str, Any], labels: int = 2) ->
 
     The head is counted apart. Raises AtlasError if the method does not support the model.
     """
-    backbone, method_ = attached(method, model, settings, labels)
-    expected = method_.expected_parameters(backbone.shape).resolved(method_.mergeable)
-    trained = sum(p.numel() for p in method_.trained())
-    stored = sum(t.numel() for t in method_.state_dict().values())
+    backbone, chosen = attached(method, model, settings, labels)
+    expected = chosen.expected_parameters(backbone.shape).resolved(chosen.mergeable)
+    trained = sum(p.numel() for p in chosen.trained())
+    stored = sum(t.numel() for t in chosen.state_dict().values())
     total = backbone.shape.parameters
     found: dict[str, Any] = {
         "method": method,
@@ -54,7 +54,7 @@ def count(method: str, model: str, settings: dict[str, Any], labels: int = 2) ->
         "trained": trained,
         "trained_percent": round(100 * trained / total, 4),
         "stored": stored,
-        "added_at_inference": 0 if method_.mergeable else sum(p.numel() for p in method_.parts.parameters()),
+        "added_at_inference": 0 if chosen.mergeable else sum(p.numel() for p in chosen.parts.parameters()),
         "expected": {n: _range(getattr(expected, n)) for n in ("trained", "stored", "added")},
     }
     found["agrees"] = _agrees(trained, expected.trained) and _agrees(stored, expected.stored)

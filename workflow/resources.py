@@ -15,7 +15,7 @@ from workflow.cells import Cell
 from workflow.registry import MethodInfo
 
 MARGIN = 1.15  # the error that the estimate may have
-HEAP = 1.75  # the heap of glibc keeps freed blocks between live ones: resident over live bytes of activations
+HEAP = 2.0  # the heap of glibc keeps freed blocks between live ones: resident over live bytes of activations
 DATA = 1_000_000_000  # data sets, tokens, predictions
 COPIES = 8  # bytes a trained number of the best weights so far, while newer ones take their place
 BASE_MINUTES = 60
