@@ -507,7 +507,8 @@ class Backbone:
             block.compile(dynamic=True, backend=backend)
             self._handles.append(_Compiled(block))
 
-    def _as_written(self) -> AbstractContextManager:
+    def as_written(self) -> AbstractContextManager:
+        """While open, compiled blocks run as they are written."""
         compiled = any(isinstance(handle, _Compiled) for handle in self._handles)
         return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
@@ -615,7 +616,7 @@ class Backbone:
         """
         if self.kind not in ("decoder", "encoder_decoder"):
             raise Unsupported(f"an {self.kind} does not generate")
-        with self.autocast(), self._as_written():
+        with self.autocast(), self.as_written():
             if self.kind == "encoder_decoder":
                 return self._generate_encoder_decoder(batch, tokens, stop, logits)
             return self._generate_decoder(batch, tokens, stop, cached, logits)

@@ -59,9 +59,9 @@ def inference_flops(backbone: Backbone, method: Method, batch: Batch) -> dict[st
     """
     backbone.train(False)
     method.parts.train(False)
-    with counting() as attached:
+    with backbone.as_written(), counting() as attached:
         method.forward(batch, backbone.forward)
-    with bare(backbone), counting() as plain:
+    with backbone.as_written(), bare(backbone), counting() as plain:
         backbone.forward(batch)
     found = {"bare": plain.get_total_flops(), "attached": attached.get_total_flops()}
     return found | {"added": 0 if method.mergeable else max(0, found["attached"] - found["bare"])}
@@ -135,7 +135,11 @@ def training_step(training: Training, batch: Batch) -> tuple[int, dict[str, int]
     backbone, method, before = training.backbone, training.method, training.weights("cpu")
     backbone.train(True)
     method.parts.train(True)
-    with counting() as counter, saved(backbone, method, training.recipe["gradient_checkpointing"]) as kept:
+    with (
+        backbone.as_written(),
+        counting() as counter,
+        saved(backbone, method, training.recipe["gradient_checkpointing"]) as kept,
+    ):
         training.forward_backward(batch)
     trained = [*method.parameters(), *(backbone.head.parameters() if backbone.head is not None else ())]
     figures = held(backbone, method, training.optimizer) | {

@@ -103,6 +103,19 @@ class TestBytes:
         assert inputs_of_two_blocks < activations(True) < activations(False) / 2
 
 
+def test_compiled_blocks_are_counted_as_they_are_written():
+    def flops(compiled):
+        on, method = backbone("tiny-bert"), LoRA()
+        run = training(on, method, max_steps=1)
+        attach(method, on, run)
+        if compiled:
+            on.compile(backend="eager")
+        run.run()
+        return probe.training_step(run, run.splits["train"].batch(np.arange(4)))
+
+    assert flops(True) == flops(False)
+
+
 def test_the_matmul_peak_is_measured_once_a_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("ATLAS_CACHE", str(tmp_path))
     monkeypatch.setattr(probe, "MATMUL_SECONDS", 0.05)
