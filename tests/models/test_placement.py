@@ -152,11 +152,18 @@ class TestTwoDevices:
         given = images(name) if name in VISION else text(name)
         assert on.forward(given).logits.device.type == "meta"
 
+    def test_prompts_are_left_out_of_the_mean_beside_it(self):
+        on = spread_out("tiny-vit", PAIR, pooling="mean")
+        prompt(on)
+        assert on.forward(images("tiny-vit")).logits.device.type == "meta"
+
     def test_dropping_tokens_reads_the_mask_beside_it(self):
         on = spread_out("tiny-bert", PAIR)
 
         def keep(call):
-            return call.proceed(extra=call.hidden[:1, :2], extra_as="query")[:, :-2]
+            first = torch.zeros(3, 2, dtype=torch.long, device=call.hidden.device)
+            out = call.proceed(keep=first, extra=call.hidden[:1, :2], extra_as="query")
+            return call.hidden + out.mean(1, keepdim=True)
 
         for layer in range(2):
             on.around(SiteId("", layer, "block"), keep)

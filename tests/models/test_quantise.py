@@ -84,6 +84,11 @@ class TestOneMap:
         wanted = torch.autograd.grad((expected * weighted).sum(), x)[0]
         assert close(torch.autograd.grad((packed(x) * weighted).sum(), x)[0], wanted)
 
+    def test_a_bias_trained_in_fp32_leaves_the_output_in_16_bits(self, scheme):
+        packed = SCHEMES[scheme](linear(dtype=torch.bfloat16))
+        packed.bias.data = packed.bias.data.float()
+        assert packed(torch.randn(2, 40, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
     def test_rows_of_zeros_stay_zeros(self, scheme):
         plain = linear()
         plain.weight[3] = 0
