@@ -177,7 +177,8 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     if info.cost_only:
         entry, run.figures["cost_only"] = entry.with_random_weights(), True
     method = _method(cell, grid)
-    meter = Meter(device, counter(device) if "energy" in grid.measure else None)
+    devices = _devices(device, cell, entry, info, grid)
+    meter = Meter(devices, counter(devices) if "energy" in grid.measure else None)
     run.figures["memory"] = meter.memory
 
     with run.timed("data"):
@@ -187,7 +188,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         seed = _named_seed(cell.seed, "head")
         _check_modality(entry, info)
         options = {"quantize": recipe["quantize"]} if "quantize" in recipe else {}
-        backbone = loading.load(entry, info.kind, len(info.labels), device=device, dtype=dtype, seed=seed, **options)
+        backbone = loading.load(entry, info.kind, len(info.labels), devices=devices, dtype=dtype, seed=seed, **options)
         backbone.restorable = False
     run.figures["sources"] = {
         "data": {"fingerprint": data.fingerprint, "source": data.source},
@@ -274,6 +275,21 @@ def _predict(scorer, training, split, encoded, reported: str):
         training.load_weights(ended)
         training.method.prepare_inference()
     return last, selected
+
+
+def _devices(device, cell: Cell, entry, info, grid: Grid) -> tuple:
+    """The device; or as many of the GPUs that this job sees as the network needs, if one is too small for it."""
+    import torch
+
+    seen = torch.cuda.device_count() if device.type == "cuda" else 1
+    if seen < 2:
+        return (device,)
+    from workflow import resources
+
+    methods = registry.methods(grid.plugins)
+    room = torch.cuda.get_device_properties(0).total_memory // 10**6
+    wanted = resources.estimated(cell, entry, methods[cell.method], info, methods, room)["gpu"]
+    return tuple(torch.device("cuda", index) for index in range(min(wanted, seen)))
 
 
 def _check_modality(entry, info) -> None:

@@ -141,7 +141,7 @@ def _train(model: str, method: str, batch: int, length: int, dtype: str, checkpo
         backbone.gradient_checkpointing()
     backbone.train(True)
     attached.parts.train(True)
-    rows_, meter = synthetic(backbone, batch, length), Meter(torch.device("cpu"))
+    rows_, meter = synthetic(backbone, batch, length), Meter((torch.device("cpu"),))
     with meter.phase("train"):
         training.optimizer = training._build_optimizer()
         for index in range(STEPS):

@@ -5,7 +5,7 @@ Bytes and joules. Definitions are in docs/measurements.md. A figure that this ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -27,12 +27,12 @@ class Meter:
     """Peaks and energy by phase. Phases nest: what runs in an inner one is not charged to the outer.
 
     memory: `<phase>_peak` and on CUDA `<phase>_reserved`; a phase that comes again keeps its largest peak. energy:
-    joules by phase, summed. On the CPU memory is that of the process, with interpreter and libraries.
+    joules by phase, summed; both over all devices. On the CPU memory is that of the process, interpreter included.
     """
 
-    def __init__(self, device: torch.device, counter: Counter | None = None):
-        self.device, self.counter = device, counter
-        self.memory: dict[str, int | str] = {"device": device.type}
+    def __init__(self, devices: Sequence[torch.device], counter: Counter | None = None):
+        self.devices, self.counter = devices, counter
+        self.memory: dict[str, int | str] = {"device": devices[0].type}
         self.energy: dict[str, float] = {}
         self._running: list[str] = []
         self._joules = 0.0
@@ -41,13 +41,13 @@ class Meter:
     def phase(self, name: str) -> Iterator[None]:
         self._close()
         self._running.append(name)
-        self._known = reset_peak(self.device)
+        self._known = reset_peak(self.devices)
         try:
             yield
         finally:
             self._close()
             self._running.pop()
-            self._known = reset_peak(self.device)
+            self._known = reset_peak(self.devices)
 
     def sample(self) -> None:
         """Charge the energy used so far. Call it now and then: the counters of processors run over."""
@@ -65,9 +65,9 @@ class Meter:
         if not self._running or not self._known:
             return
         name = self._running[-1]
-        if self.device.type == "cuda":
-            self._keep(f"{name}_peak", torch.cuda.max_memory_allocated(self.device))
-            self._keep(f"{name}_reserved", torch.cuda.max_memory_reserved(self.device))
+        if self.memory["device"] == "cuda":
+            self._keep(f"{name}_peak", sum(map(torch.cuda.max_memory_allocated, self.devices)))
+            self._keep(f"{name}_reserved", sum(map(torch.cuda.max_memory_reserved, self.devices)))
         elif (peak := resident("VmHWM")) is not None:
             self._keep(f"{name}_peak", peak)
 
@@ -78,11 +78,12 @@ class Meter:
 # ---- memory ----------------------------------------------------------------------------------------------------
 
 
-def reset_peak(device: torch.device) -> bool:
-    """Let the peak begin at what is in use now; False where the system does not let a process do that."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
+def reset_peak(devices: Sequence[torch.device]) -> bool:
+    """Let the peaks begin at what is in use now; False where the system does not let a process do that."""
+    if devices[0].type == "cuda":
+        for device in devices:
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -104,10 +105,10 @@ def resident(what: str = "VmRSS") -> int | None:
 # ---- energy ----------------------------------------------------------------------------------------------------
 
 
-def counter(device: torch.device, powercap: Path = POWERCAP) -> Counter | None:
-    """The energy counter of a device: NVML for NVIDIA GPUs, RAPL for processors; None where neither can be read."""
+def counter(devices: Sequence[torch.device], powercap: Path = POWERCAP) -> Counter | None:
+    """The energy counter of devices: NVML for NVIDIA GPUs, RAPL for processors; None where neither can be read."""
     try:
-        return Nvml(device) if device.type == "cuda" else Rapl(powercap)
+        return Nvml(devices) if devices[0].type == "cuda" else Rapl(powercap)
     except Exception:  # no driver, no package, no permission, too old a device: each has an exception of its own
         return None
 
@@ -137,18 +138,18 @@ class Rapl:
 
 
 class Nvml:
-    """Energy of one NVIDIA GPU since its driver was loaded."""
+    """Energy of these NVIDIA GPUs since their driver was loaded."""
 
     name = "nvml"
 
-    def __init__(self, device: torch.device):
+    def __init__(self, devices: Sequence[torch.device]):
         import pynvml
 
         pynvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties(device).uuid
+        names = [f"GPU-{torch.cuda.get_device_properties(device).uuid}" for device in devices]
+        self.handles = [pynvml.nvmlDeviceGetHandleByUUID(name) for name in names]
         self.read = pynvml.nvmlDeviceGetTotalEnergyConsumption
-        self.handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         self.joules()
 
     def joules(self) -> float:
-        return self.read(self.handle) / 1e3
+        return sum(map(self.read, self.handles)) / 1e3

@@ -117,7 +117,7 @@ class Training:
         self.backbone, self.method, self.recipe, self.seed = backbone, method, recipe, seed
         self.splits: dict[str, Encoded] = {} if validation is None else {"validation": validation}
         self.score, self.progress, self.deadline = score, progress, deadline
-        self.meter = Meter(backbone.device) if meter is None else meter
+        self.meter = Meter((backbone.device,)) if meter is None else meter
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         self.device = backbone.device
         self.optimizer: torch.optim.Optimizer | None = None
@@ -307,7 +307,7 @@ class Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             step = Step(index, total, phase)
-            self._loss += self._step(batch, step)
+            self._loss += self._step(batch, step).to(self.device)
             self._loss_steps += 1
             clock.stop()
             self._count(batch)
@@ -368,7 +368,7 @@ class Training:
             part = batch.rows_slice(slice(first, min(first + micro, rows)))
             self._weight = _share(part, batch)
             result = self.method.training_step(part, self)
-            loss += result.loss * self._weight
+            loss += (result.loss * self._weight).to(self.device)
             updated = updated or result.updated
         return StepResult(loss, updated)
 

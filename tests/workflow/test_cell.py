@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -201,3 +203,23 @@ def test_a_cell_that_is_asked_to_stop_leaves_a_checkpoint(long):
     assert job.process.returncode == 143, said
     assert "the same command resumes" in said
     assert (cell.state_dir / "checkpoint.pt").exists() and not cell.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "seen", "used"), [("llama-2-70b", 8, 2), ("llama-2-70b", 1, 1), ("roberta-base", 8, 1)]
+)
+def test_a_network_too_large_for_one_gpu_gets_as_many_as_it_needs(monkeypatch, study, model, seen, used):
+    """70 billion weights of 16 bits and the activations of a batch on GPUs of 140 GB."""
+    import torch
+
+    from models.entries import model as model_entry
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    memory = SimpleNamespace(total_memory=140 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: memory)
+    grid, cell = study()
+    cell = replace(cell, model=model, recipe=cell.recipe | {"dtype": "bfloat16", "batch_size": 1})
+    info = registry.suites()[cell.suite].facts(cell.task, cell.protocol)
+    found = cells._devices(torch.device("cuda"), cell, model_entry(model), info, grid)
+    assert len(found) == used
+    assert cells._devices(torch.device("cpu"), cell, model_entry(model), info, grid) == (torch.device("cpu"),)

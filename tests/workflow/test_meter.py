@@ -5,7 +5,7 @@ import torch
 
 from workflow import meter
 
-CPU = torch.device("cpu")
+CPU = (torch.device("cpu"),)
 MEGABYTE = 2**20
 
 
@@ -73,6 +73,18 @@ class TestMemory:
         assert seen["train_peak"] - seen["after_peak"] > 150
 
 
+def test_peaks_of_several_gpus_are_summed(monkeypatch):
+    gpus = tuple(torch.device("cuda", index) for index in range(2))
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + device.index)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 200 + device.index)
+    found = meter.Meter(gpus)
+    with found.phase("train"):
+        pass
+    assert found.memory == {"device": "cuda", "train_peak": 201, "train_reserved": 401}
+
+
 class Steady:
     """A counter that gives one joule a look."""
 
@@ -119,4 +131,4 @@ class TestEnergy:
 
     def test_a_machine_without_a_readable_counter_has_none(self, tmp_path):
         assert meter.counter(CPU, tmp_path) is None
-        assert meter.counter(torch.device("cuda"), tmp_path) is None or torch.cuda.is_available()
+        assert meter.counter((torch.device("cuda"),), tmp_path) is None or torch.cuda.is_available()
