@@ -89,7 +89,9 @@ class TestMerging:
         before, method = copies(on.model), lora(on)
         attached = run(on, given)
         method.merge()
-        assert close(run(on, given), attached, 1e-4) and not same(copies(on.model), before)
+        # T5 does not scale its scores, and a random one makes rounding ten thousand times larger
+        tolerance = 2e-4 * max(1.0, attached.abs().max().item())
+        assert close(run(on, given), attached, tolerance) and not same(copies(on.model), before)
         method.unmerge()
         assert same(copies(on.model), before) and torch.equal(run(on, given), attached)
 
