@@ -24,6 +24,10 @@ meter = Meter((torch.device("cpu"),))
 for size in (1, 201, 1):
     with meter.phase("repeated"):
         hold(size)
+with meter.phase("pieces"):
+    pieces = [bytes([1]) * 2**16 for _ in range(3200)]
+    last = bytes([1]) * 2**16
+    del pieces
 with meter.phase("small"):
     hold(1)
 with meter.phase("outer"):
@@ -50,6 +54,10 @@ class TestMemory:
 
     def test_a_repeated_phase_keeps_its_largest_peak_and_it_is_reset_for_the_next(self, peaks):
         assert abs(peaks["repeated"] - peaks["small"] - 200) < 16
+
+    def test_what_the_heap_keeps_of_freed_blocks_is_not_in_the_next_phase(self, peaks):
+        """200 MiB in blocks of 64 KiB below one that is still held."""
+        assert abs(peaks["pieces"] - peaks["small"] - 200) < 16
 
     def test_what_an_inner_phase_takes_is_not_charged_to_the_outer(self, peaks):
         """Evaluation between two stretches of training: the training before and after it counts."""
