@@ -7,8 +7,10 @@ _WHERE = {
     "contract": ("Method", "Plan", "Count", "Phase", "Step", "StepResult", "MergeReport", "Context"),
     "settings": ("LinearSettings", "WrapperSettings"),
     "maps": ("LinearMap", "LinearMethod"),
+    "factors": ("FactorMethod", "OffsetMethod", "SplitMap"),
     "bottleneck": ("Bottleneck", "BottleneckMethod"),
     "prompts": ("KVPrefix", "InputPrompt"),
+    "shared": ("SharedMethod", "kaiming_uniform", "constant"),
     "wrapper": ("Wrapper",),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
