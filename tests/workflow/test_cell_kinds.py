@@ -134,3 +134,36 @@ def test_a_cost_cell_measures_and_scores_nothing(tmp_path, monkeypatch, task, mo
     assert result["memory"]["parts"]["batch"] == 4 and result["memory"]["parts"]["tokens"] == 4 * tokens
     assert result["flops"]["train_step"] > 0 and 0 < result["flops"]["utilisation"] < 1
     assert result["provenance"]["model"]["source"].startswith("random:")
+
+
+@pytest.mark.parametrize(("method", "status"), [("lora", "ok"), ("houlsby", "ok"), ("full", "unsupported")])
+def test_a_quantised_base_is_an_option_of_the_recipe(tmp_path, monkeypatch, method, status):
+    monkeypatch.chdir(tmp_path)
+    text = COST.format(task="classify", model="tiny-bert").replace("[lora]", f"[{method}]")
+    (tmp_path / "grid.yaml").write_text(text.replace("max_steps: 3", "max_steps: 3, quantize: int8"))
+    grid = grids.load(tmp_path / "grid.yaml")
+    assert cells.main(grid, grid.cells[0]) == status
+    result = results.read(grid.cells[0].path)
+    assert result["cell"]["recipe"]["quantize"] == "int8"
+    if status == "ok":
+        plain = 4 * result["parameters"]["backbone"]
+        blocks = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+        scales = 2 * 4 * (4 * 32 + 64 + 32)
+        positions = 8 * 64 * 2  # buffers of the embeddings: position and type ids
+        assert result["memory"]["parts"]["base"] == plain - 3 * blocks + scales + positions
+    else:
+        assert "quantised" in result["reason"]
+
+
+def test_compiling_is_an_option_of_the_recipe_and_comes_after_attaching(tmp_path, monkeypatch):
+    from models.backbone import Backbone
+
+    monkeypatch.chdir(tmp_path)
+    attached = []
+    monkeypatch.setattr(Backbone, "compile", lambda self: attached.append(len(self._handles)))
+    text = COST.format(task="classify", model="tiny-bert")
+    for option in ("false", "true"):
+        (tmp_path / "grid.yaml").write_text(text.replace("max_steps: 3", f"max_steps: 3, compile: {option}"))
+        grid = grids.load(tmp_path / "grid.yaml")
+        assert cells.main(grid, grid.cells[0]) == "ok"
+    assert attached == [4], "once, with two maps in each of two blocks"
