@@ -24,8 +24,8 @@ from workflow.data import Encoded, Ragged
 from workflow.train import synchronise
 
 SECONDS = 2.0  # spent on each pair, at most about this long
-REPEATS = (5, 50)  # at least, at most
-SLOW, SLOW_REPEATS = 1.0, 2  # a round of calls that takes more seconds is repeated so often, and warm from the first
+REPEATS = (7, 50)  # at least, at most
+SLOW, SLOW_REPEATS = 2.0, 3  # a round of calls that takes more seconds is repeated so often, and warm from the first
 SIZES = {"classification": (1, 32), "regression": (1, 32), "generation": (1, 8)}  # examples of a batch
 NEW_TOKENS = 8  # generated after the first, to time one token
 

@@ -172,15 +172,13 @@ def costs(
     def filled(place: Place, figure: Figure) -> Filled:
         def entry_of(row: Row) -> Entry:
             entry = figure_entry(study, row, study.at(row, place), figure, notes, asked)
-            return entry.marked(notes.case("‡")) if entry.seeds == 1 and place not in single else entry
+            return entry.marked(notes.case("‡")) if entry.seeds == 1 < usual else entry
 
-        marks = (notes.case("‡"),) if place in single and not whole_table else ()
-        return Column(figure.title, figure.unit, place.title, marks), entry_of
+        return Column(figure.title, figure.unit, place.title), entry_of
 
-    single = [place for place in study.places if once(study, place)]
-    whole_table = len(single) == len(study.places)
-    if single and whole_table:
-        notes.general.append("Every figure is from one run: another would give another.")
+    usual, exceptions = runs(study)
+    if usual:
+        notes.general.append(f"Runs a figure: {'; '.join([str(usual), *exceptions])}.")
     shown = []
     for place in study.places:
         found = [outcome for row in study.rows for outcome in study.at(row, place) if outcome.ok]
@@ -189,10 +187,14 @@ def costs(
     return made(name, title, study, shown, notes)
 
 
-def once(study: Study, place: Place) -> bool:
-    """Whether no method at a place has figures of more than one run, and some have any."""
-    runs = [sum(outcome.ok for outcome in study.at(row, place)) for row in study.rows]
-    return max(runs, default=0) == 1
+def runs(study: Study) -> tuple[int, list[str]]:
+    """How many runs stand behind most figures (0 without any), and who has another number of them."""
+    counts: dict[int, list[str]] = {}
+    for (row, place), found in study.outcomes.items():
+        if number := sum(outcome.ok for outcome in found):
+            counts.setdefault(number, []).append(f"{row.label} on {place.title}")
+    usual = max(counts, key=lambda number: (len(counts[number]), number), default=0)
+    return usual, [f"{number} for {', '.join(counts[number])}" for number in sorted(counts) if number != usual]
 
 
 def latency_figures(study: Study, place: Place) -> list[Figure]:
@@ -278,10 +280,17 @@ def latency_notes(study: Study) -> list[str]:
         "Median time of one forward pass; where texts are generated, of reading the prompts and giving the first token "
         "(prefill) and of each token after it (token). Bare: the backbone without the method. Attached: with the "
         "method. Merged: with the method folded into the weights. % of bare: median and quartiles of ratios of calls "
-        "that followed each other. Median over seeds."
+        f"that followed each other{repeats(study)}. Median over seeds."
     )
     length = taken_on(study, ("latency", "length"), "sequence length")
     return [about, *cost_only_notes(study), *length, *machines(study)]
+
+
+def repeats(study: Study) -> str:
+    """How often latencies were timed; few repeats know little of their spread."""
+    timed = [values for found in results_with(study, "latency") for values in found["latency"].values()]
+    counts = sorted({one["n"] for values in timed if isinstance(values, dict) for one in values.values() if "n" in one})
+    return f", of {counts[0]} to {counts[-1]} repeats" if counts else ""
 
 
 def taken_on(study: Study, path: tuple[str, str], name: str) -> list[str]:
