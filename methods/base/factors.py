@@ -44,8 +44,8 @@ def fast_svd(W: Tensor, rank: int, niter: int, rng: torch.Generator) -> tuple[Te
 def minor(W: Tensor, rank: int, name: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The last `rank` of U, S and V. Warns where S ends in zeros: factors of size zero have no gradients."""
     U, S, V = svd(W)
-    if S[-rank] <= NOTHING * S[0]:
-        warnings.warn(f"{name} has fewer than {len(S)} singular values: its minor factors start at zero", stacklevel=2)
+    if S[-1] <= NOTHING * S[0]:
+        warnings.warn(f"{name} has fewer than {len(S)} singular values: minor factors start at zero", stacklevel=2)
     return U[:, -rank:], S[-rank:], V[-rank:]
 
 
