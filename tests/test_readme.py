@@ -14,8 +14,8 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_printed_plugin_works(tmp_path):
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    (tmp_path / "rslora.py").write_text(code)
-    info = registry.methods([tmp_path])["rslora"]
+    (tmp_path / "my_lora.py").write_text(code)
+    info = registry.methods([tmp_path])["my_lora"]
     assert info.error is None and info.mergeable and info.settings["rank"].default == 8
     method = registry.load_method(info).create({"rank": 4, "alpha": 8.0})
     from models.shape import LinearShape
