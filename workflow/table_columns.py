@@ -58,12 +58,15 @@ def lost_seeds(found: Sequence[Outcome], notes: Notes) -> tuple[str, ...]:
 def figure_entry(
     study: Study, row: Row, found: Sequence[Outcome], figure: Figure, notes: Notes, measure: str = ""
 ) -> Entry:
-    """A cost over the seeds that finished."""
+    """A cost over the seeds that finished. Beside a median stand its own quartiles, if the figure has them, else the
+    lowest and highest seed."""
     values = [value for outcome in found if outcome.ok and (value := outcome.figure(*figure.path)) is not None]
     if not values:
         return absent(study, row, found, notes, measure)
     value = figure.combine(values) / figure.divisor
     ends = [[outcome.figure(*path) for outcome in found if outcome.ok] for path in figure.spread]
+    if figure.combine is median and len(values) > 1 and not ends:
+        ends = [[min(values)], [max(values)]]
     beside = [figure.show(median(end) / figure.divisor) for end in ends if end and None not in end]
     text = figure.show(value) + (f" [{'–'.join(beside)}]" if beside else "")
     return Entry(text, value, seeds=len(values), marks=lost_seeds(found, notes))

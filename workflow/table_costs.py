@@ -260,7 +260,7 @@ def time_notes(study: Study) -> list[str]:
     about = (
         "Training is without evaluation, loading and saving. The first step is not in the quantiles of steps (p25, "
         "median, p75, p95), which hold the different lengths of batches too. Tokens are real ones, without padding. "
-        "Median over seeds."
+        "Median over seeds [lowest–highest]."
     )
     return [about, *cost_only_notes(study), *machines(study)]
 
@@ -270,7 +270,7 @@ def operations_notes(study: Study) -> list[str]:
         "Operations of matrix products, convolutions and attention, two a multiply-add: of a training step on a batch "
         "of middle length, and of one forward pass of one example. Added: after merging where the method merges. Of "
         "the matmul peak: operations of training a second over those of large matrix products on the same device. "
-        "Energy: of the device in a phase, with all that ran on it. Median over seeds."
+        "Energy: of the device in a phase, with all that ran on it. Median over seeds [lowest–highest]."
     )
     return [about, *cost_only_notes(study), *taken_on(study, ("energy", "source"), "energy by"), *machines(study)]
 
@@ -280,7 +280,7 @@ def latency_notes(study: Study) -> list[str]:
         "Median time of one forward pass; where texts are generated, of reading the prompts and giving the first token "
         "(prefill) and of each token after it (token). Bare: the backbone without the method. Attached: with the "
         "method. Merged: with the method folded into the weights. % of bare: median and quartiles of ratios of calls "
-        f"that followed each other{repeats(study)}. Median over seeds."
+        f"that followed each other{repeats(study)}. Others: median over seeds [lowest–highest]."
     )
     length = taken_on(study, ("latency", "length"), "sequence length")
     return [about, *cost_only_notes(study), *length, *machines(study)]

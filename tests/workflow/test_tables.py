@@ -292,8 +292,10 @@ class TestCosts:
             one["time"] = {"step_median": step}
             one["memory"] = {"device": "cpu", "train_peak": peak}
         built = scores(tmp_path, *made)
-        assert entry(built.time, "lora", column(built.time, "step median")).value == pytest.approx(20.0)
-        assert entry(built.memory, "lora", column(built.memory, "training peak")).value == pytest.approx(3.0)
+        step = entry(built.time, "lora", column(built.time, "step median"))
+        assert (step.text, step.value) == ("20.0 [10.0–90.0]", pytest.approx(20.0))
+        peak = entry(built.memory, "lora", column(built.memory, "training peak"))
+        assert (peak.text, peak.value) == ("3.00", pytest.approx(3.0))
 
     def test_times_of_two_machines_carry_a_warning(self, tmp_path):
         other = result(cell("vera"))
