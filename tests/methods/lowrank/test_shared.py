@@ -442,7 +442,7 @@ class TestVBLoRA:
             other.load_state_dict(state | {"more": torch.ones(1)})
 
     def test_bank_and_logits_learn_at_two_rates_without_decay(self):
-        _, method = made(VBLoRA, "tiny-bert", **VBLoRA.tiny)
+        _, method = made(VBLoRA, "tiny-bert", vector_length=8, num_vectors=16)
         bank, logits = method.parameter_groups({"lr": 1e-2})
         assert bank["lr"] == 1e-3 and "lr" not in logits and bank["weight_decay"] == logits["weight_decay"] == 0.0
         assert len(bank["params"]) == 1 and len(logits["params"]) == 2 * 4
