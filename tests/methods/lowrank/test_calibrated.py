@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, LoraGAConfig, get_peft_model
+from peft import EvaConfig, LoraConfig, LoraGAConfig, get_peft_model, initialize_lora_eva_weights
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
@@ -494,6 +494,27 @@ class TestEVA:
         on.forward = lambda *args: passes.append(1) or forward(*args)
         attach(method, on, training(on, method))
         assert len(passes) == 2, "the first gives components, the second tells how they turn"
+
+    def test_beside_peft(self):
+        """One batch again and again: the same ranks and the same rows. peft keeps alpha / r of the uniform rank."""
+        names = {"attn.q": "query", "attn.k": "key", "attn.o": "attention.output.dense", "mlp.up": "intermediate.dense"}
+        on, method, data = backbone("tiny-bert"), EVA.create({"rank": 3, "sites": tuple(names)}), encoded(40, seed=3)
+        context = attach(method, on, training(on, method, data, batch_size=40))
+        settings = {"r": 3, "lora_alpha": 1, "target_modules": list(names.values()), "init_lora_weights": "eva"}
+        tuned = get_peft_model(backbone("tiny-bert").model, LoraConfig(**settings, eva_config=EvaConfig(rho=2.0)))
+        (batch,) = context.batches()
+        initialize_lora_eva_weights(tuned, [batch.inputs], show_progress_bar=False)
+        layers = {}
+        for name, layer in tuned.named_modules():
+            if hasattr(layer, "lora_A"):
+                site = next(site for site, end in names.items() if name.endswith(end))
+                layers[SiteId("", int(name.split("layer.")[1][0]), site)] = layer
+        assert layers.keys() == method.maps().keys() and len({len(m.A) for m in method.maps().values()}) > 1
+        for site, layer in layers.items():
+            ours, theirs = method.maps()[site], layer.lora_A["default"].weight
+            assert ours.A.shape == theirs.shape and ours.scale == 1 / len(theirs), site
+            assert layer.scaling["default"] == pytest.approx(1 / 3)
+            assert (torch.cosine_similarity(ours.A, theirs).abs() > 0.99).all(), site
 
     def test_too_few_tokens_are_an_error(self):
         on, method = backbone("tiny-bert"), EVA.create({"rank": 16, "max_batches": 1, "sites": ["attn.q"]})
