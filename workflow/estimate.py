@@ -146,9 +146,10 @@ def learned_by(method: Any, backbone: Any) -> Learned:
     attached = {site: method.parts[name] for site in method.planned.sites if (name := _key(site)) in method.parts}
     layers = frozenset(site.layer for site in attached)
     own = [parameter for parameter in method.parts.parameters() if not parameter.requires_grad]
+    own += method.parts.buffers()
     return Learned(
         parameters=sum(parameter.numel() for parameter in method.trained()),
-        frozen=sum(parameter.numel() for parameter in own),
+        frozen=sum(tensor.numel() for tensor in own),
         everything=everything,
         weights=frozenset() if everything else weights,
         sites=dict(_kept_at(site, module, backbone.shape.linears) for site, module in attached.items()),

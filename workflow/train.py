@@ -30,7 +30,7 @@ from models.batch import Batch, Outputs
 from workflow.data import IGNORED, Encoded, prefetch, sorted_batches, training_batches
 from workflow.meter import Meter
 
-CHECKPOINT = 2  # form of the checkpoint file; one of another form is dropped
+CHECKPOINT = 3  # form of the checkpoint file; one of another form is dropped
 CHECK_EVERY = 20  # steps between looks at the loss: a look waits for the device
 
 
@@ -434,12 +434,13 @@ class Training:
     # ---- weights and resumable state ---------------------------------------------------------------------------
 
     def _places(self) -> dict[str, Tensor]:
-        """Every tensor that training may change, by a stable name."""
+        """Every tensor that training may change, once, by a stable name."""
         places = {f"parts.{k}": v for k, v in self.method.parts.state_dict(keep_vars=True).items()}
         places |= {f"base.{k}": v for k, v in self.method.base_parameters.items()}
         if self.backbone.head is not None:
             places |= {f"head.{k}": v for k, v in self.backbone.head.state_dict(keep_vars=True).items()}
-        return places
+        first: dict[int, str] = {}
+        return {name: tensor for name, tensor in places.items() if first.setdefault(id(tensor), name) == name}
 
     def weights(self, device: str | None = None) -> dict[str, Tensor]:
         """A copy of what is trained (method, changed backbone weights, head), on a device or where it is."""

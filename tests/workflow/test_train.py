@@ -377,3 +377,16 @@ class TestLog:
     def test_the_same_seed_gives_the_same_numbers_and_another_does_not(self):
         one, two, other = trained(LoRA()), trained(LoRA()), trained(LoRA(), seed=1)
         assert same(one.weights(), two.weights()) and not same(one.weights(), other.weights())
+
+
+def test_a_tensor_that_sites_share_is_kept_once():
+    from methods.lowrank.vb_lora import VBLoRA
+
+    on = backbone("tiny-bert")
+    method = VBLoRA(VBLoRA.Settings(**VBLoRA.tiny))
+    context = training(on, method)
+    attach(method, on, context)
+    kept = context.weights()
+    unique = {id(p): p for p in method.parts.parameters()}
+    head = sum(p.numel() for p in on.head.parameters())
+    assert sum(t.numel() for t in kept.values()) == sum(p.numel() for p in unique.values()) + head
