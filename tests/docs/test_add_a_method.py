@@ -10,7 +10,7 @@ PAGE = (Path(__file__).parents[2] / "docs/add_a_method.md").read_text()
 
 def test_the_example_conforms_and_is_short(tmp_path, capsys, monkeypatch):
     code = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
-    path = tmp_path / "lora_fa.py"
+    path = tmp_path / "frozen_a.py"
     path.write_text(code)
     monkeypatch.setattr(conformance.toy, "MODELS", ("tiny-bert", "tiny-llama", "tiny-vit"))
     assert conformance.check(path) == 0, capsys.readouterr().out
