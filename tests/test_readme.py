@@ -42,3 +42,8 @@ def test_every_make_target_it_names_exists():
 def test_the_tree_it_maps_is_the_tree():
     for folder in re.findall(r"^\| `([\w/]+)/?`", README, re.MULTILINE):
         assert Path(ROOT, folder).exists(), folder
+
+
+def test_every_method_is_named():
+    named = set(re.findall(r"`(\w+)`", README[README.index("Methods: ") :]))
+    assert [name for name in registry.methods() if name not in named] == []

@@ -82,7 +82,7 @@ def description(info: MethodInfo) -> str:
     facts = {
         "title": info.title,
         "family": info.family,
-        "paper": f"arXiv:{info.paper}" if info.paper else "",
+        "paper": f"arXiv:{info.paper}" if info.paper[:1].isdigit() else info.paper,
         "kinds": ", ".join(info.kinds),
         "mergeable": info.mergeable,
         "identity at init": info.identity_at_init,
