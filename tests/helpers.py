@@ -183,5 +183,11 @@ def close(left: Tensor, right: Tensor, tolerance: float = 1e-5) -> bool:
     return left.shape == right.shape and bool((left - right).abs().max() <= tolerance)
 
 
+def bound(name: str, usual: float) -> float:
+    """How far equal results may be apart: more in T5 v1.1, whose unscaled scores make rounding ten thousand times
+    larger in a random network (merged and attached LoRA agree to 3e-12 in float64)."""
+    return 10 * usual if name == "tiny-t5-gated" else usual
+
+
 def differ(left: Tensor, right: Tensor, least: float = 1e-3) -> bool:
     return bool((left - right).abs().max() > least)

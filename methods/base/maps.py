@@ -19,12 +19,14 @@ class LinearMap(nn.Module):
     """A learned change of y = W x + b at one site; W is (out, in), x is (..., in).
 
     A subclass allocates its parameters in `__init__`, gives them values in `initialise`, and says either `delta`
-    (for W' = W + ΔW) or `forward` and `weight`. `gate` multiplies the contribution; `merged` switches it off.
+    (for W' = W + ΔW) or `forward` and `weight`. `gate` multiplies the contribution; `merged` switches it off. Once
+    attached, `W()` is the pretrained weight (out, in) as it stands, without grad and not kept twice.
     """
 
     gate: float = 1.0
     merged: bool = False
     site: SiteId
+    W: Callable[[], Tensor]
 
     def __init__(self, shape: LinearShape, settings: Any, shared: Callable[[str, Callable], Any]):
         super().__init__()
@@ -75,7 +77,9 @@ class LinearMethod(Method):
             with torch.device(backbone.device_of(site.id)):
                 self.parts[key(site.id)] = self.make_map(site.id, site.shape)
         for site_id, module in self.maps().items():
-            backbone.map(backbone.site(site_id), module)
+            site = backbone.site(site_id)
+            module.W = site.weight
+            backbone.map(site, module)
 
     def make_map(self, site: SiteId, shape: LinearShape) -> LinearMap:
         """The map of one site."""

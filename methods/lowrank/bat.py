@@ -40,16 +40,10 @@ class Bat(LinearMethod):
             self.D.zero_()
 
         def delta(self):
-            """`place` is the site of W, given at attachment: W itself is not kept twice."""
             r = self.D.shape[-1]
-            W = self.place.weight().to(self.D.dtype).unflatten(0, (-1, r)).unflatten(-1, (-1, r))
+            W = self.W().to(self.D.dtype).unflatten(0, (-1, r)).unflatten(-1, (-1, r))
             update = einsum("ipjq,iqs->ipjs", W, self.D) + self.D[:, :, None]
             return update.flatten(2).flatten(0, 1)
-
-    def attach(self, backbone, ctx):
-        super().attach(backbone, ctx)
-        for site, module in self.maps().items():
-            module.place = backbone.site(site)
 
     def supports(self, shape, task):
         r = self.settings.rank

@@ -73,11 +73,6 @@ class BoRA(LoRA):
             f, g = self.factors(W)
             return f[:, None] * (W + self.scale * self.B @ self.A) * g, b
 
-    def make_map(self, site, shape):
-        made = super().make_map(site, shape)
-        made.W = self.backbone.site(site).weight
-        return made
-
     def expected_parameters(self, shape):
         magnitudes = sum(o + i for o, i, _ in shape.at(self.settings.sites, self.settings.layers))
         return Count(super().expected_parameters(shape).trained + magnitudes)

@@ -60,11 +60,6 @@ class DoRA(LoRA):
         def weight(self, W, b):
             return (self.m / self.norm(W))[:, None] * (W + self.scale * self.B @ self.A), b
 
-    def make_map(self, site, shape):
-        made = super().make_map(site, shape)
-        made.W = self.backbone.site(site).weight
-        return made
-
     def expected_parameters(self, shape):
         magnitudes = sum(out for out, _, _ in shape.at(self.settings.sites, self.settings.layers))
         return Count(super().expected_parameters(shape).trained + magnitudes)

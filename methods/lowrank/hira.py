@@ -46,11 +46,6 @@ class HiRA(LinearMethod):
         def delta(self):
             return self.W() * (self.B @ self.A)
 
-    def make_map(self, site, shape):
-        made = super().make_map(site, shape)
-        made.W = self.backbone.site(site).weight
-        return made
-
     def expected_parameters(self, shape):
         settings = self.settings
         return Count(sum(settings.rank * (i + o) for o, i, _ in shape.at(settings.sites, settings.layers)))

@@ -15,6 +15,7 @@ from tests.helpers import (
     assert_cache_changes_nothing,
     backbone,
     batch,
+    bound,
     close,
     differ,
     images,
@@ -74,7 +75,7 @@ def test_an_encoder_decoder_with_slots_equals_embeddings(name, side):
     on, plain, given = backbone(name), backbone(name), text(name, side)
     rows = prompt(on)
     expected = torch.cat([by_embeddings(plain, rows, single(given, row)) for row in range(len(given))])
-    assert close(run(on, given), expected, 1e-5 * max(1, expected.abs().max()))
+    assert close(run(on, given), expected, bound(name, 1e-5))
 
 
 @pytest.mark.parametrize("side", SIDES)

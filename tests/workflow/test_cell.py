@@ -79,7 +79,9 @@ def test_a_result_is_whole(study):
     assert {"load", "data", "attach", "first_step", "step_median", "train", "validation", "test"} <= result[
         "time"
     ].keys()
-    assert result["latency"]["batch_32"].keys() >= {"bare", "attached", "merged"}
+    assert result["latency"]["batch_32"].keys() == {
+        *("bare", "attached", "merged", "attached_over_bare", "merged_over_bare")
+    }
     assert not {"flops", "energy"} & result.keys() and "parts" not in result["memory"], "the grid does not ask for them"
     assert [step for step, _ in result["curves"]["validation"]] == [15, 30]
     assert not cell.state_dir.exists()

@@ -19,6 +19,7 @@ from tests.helpers import (
     attach,
     backbone,
     batch,
+    bound,
     close,
     copies,
     differ,
@@ -268,7 +269,7 @@ def test_a_map_that_changes_the_bias_merges(name):
     attach(method, on)
     attached = run(on, given)
     method.merge()
-    assert close(run(on, given), attached, 1e-5 * max(1, attached.abs().max()))
+    assert close(run(on, given), attached, bound(name, 1e-5))
     for (site, module), bias in zip(method.maps().items(), [on.site(s).bias() for s in method.maps()], strict=True):
         assert bias is None or not torch.equal(bias, before_bias(on, site, before)), module
     method.detach()

@@ -6,7 +6,6 @@ Each is compared with its formula written a second way, and with peft where it h
 import csv
 from math import isqrt, sqrt
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,7 +55,7 @@ class Site:
         )
         method = plugin.create(settings)
         self.map = method.make_map(SITE, LinearShape(out, inp, True)).double().eval()
-        self.map.place = SimpleNamespace(weight=lambda: self.W)
+        self.map.W = lambda: self.W
         lively(self.map, seed)
 
     @torch.no_grad()
