@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, empty, nn
@@ -21,14 +20,7 @@ SAME_INPUT = {"attn.q": "attn", "attn.k": "attn", "attn.v": "attn", "cross.k": "
 }
 
 
-class TrainingContext(Context, Protocol):
-    """A context that also tells how it will train: its recipe, and the optimiser steps that this comes to."""
-
-    recipe: dict[str, Any]
-    total_steps: int
-
-
-def first_learning_rate(ctx: TrainingContext) -> float:
+def first_learning_rate(ctx: Context) -> float:
     """The learning rate of the recipe's first step, warm-up included."""
     from workflow.train import learning_rate_factor
 

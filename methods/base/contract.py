@@ -89,12 +89,15 @@ class MergeReport:
 
 
 class Context(Protocol):
-    """What the harness lends to a method during a cell."""
+    """What the harness lends to a method during a cell. total_steps: optimiser steps that the recipe comes to."""
 
     device: torch.device
     optimizer: Optimizer | None
     backbone: Backbone
+    recipe: dict[str, Any]
 
+    @property
+    def total_steps(self) -> int: ...
     def batches(self, split: str = "train", n: int | None = None, start: int = 0) -> Iterator[Batch]: ...
     def split(self, shares: dict[str, float]) -> None: ...
     def pool(self, n: int | None = None) -> Iterator[Batch]: ...
