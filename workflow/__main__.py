@@ -71,6 +71,16 @@ def parser() -> argparse.ArgumentParser:
     estimated.add_argument("--quantize", choices=["int8", "bnb-int8", "nf4"], help="code of frozen weights in blocks")
     estimated.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
 
+    paced = verb(pace, "pace", "time training steps of methods and of another one in turn, and compare their memory")
+    paced.add_argument("methods", nargs="+", help="names, or `all`")
+    paced.add_argument("--model", required=True, help="built with random weights")
+    paced.add_argument("--against", default="lora", help="the method to compare with")
+    paced.add_argument("--batch-size", type=int, default=16, help="examples")
+    paced.add_argument("--length", type=int, default=128, help="tokens an example; images have their own")
+    paced.add_argument("--steps", type=int, default=7, help="steps that are timed")
+    paced.add_argument("--threads", type=int, default=1)
+    paced.add_argument("--out", type=Path, help="CSV file to add to; methods that it has are not measured again")
+
     celled = verb(cell, "cell", "run cells of a grid and write their results", grid=True)
     celled.add_argument("--key", nargs="+", required=True, metavar="KEY/SEED", help="as `list cells` prints them")
     celled.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's")
@@ -174,6 +184,27 @@ def estimate(options: argparse.Namespace) -> None:
         print(json.dumps({"bytes": found.lines, "gpus": cards}, indent=1))
         return
     print(text.figures({"GiB": {name: f"{value / GIB:8.2f}" for name, value in found.lines.items()}, "GPUs": cards}))
+
+
+def pace(options: argparse.Namespace) -> None:
+    from workflow import registry, text
+
+    names = list(registry.methods()) if options.methods == ["all"] else [_method(name).name for name in options.methods]
+    _method(options.against), _model(options.model)
+    import torch
+
+    from workflow import pace
+
+    torch.set_num_threads(options.threads)
+    asked = (options.model, options.against, options.batch_size, options.length)
+    found = pace.rows(options.out) if options.out and options.out.exists() else []
+    for name in names:
+        if not pace.known(found, name, *asked):
+            found.append(pace.pace(name, *asked, options.steps))
+            if options.out:
+                pace.write(options.out, found[-1])
+            print(f"{name}: {found[-1].get('ratio', found[-1]['status'])}", file=sys.stderr, flush=True)
+    print(text.table(pace.table([row for row in found if row["model"] == options.model and row["method"] in names])))
 
 
 def _setting(text: str) -> tuple[str, object]:
