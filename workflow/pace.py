@@ -44,7 +44,8 @@ def pace(method: str, model: str, against: str, batch: int, length: int, steps: 
     other = _started(against, model, batch, length, own[0].method.settings)
     seconds = {"own": [], "other": []}
     for index in range(1 + steps):
-        for name, (training, data) in (("own", own), ("other", other)):
+        turns = (("own", own), ("other", other))
+        for name, (training, data) in turns if index % 2 else turns[::-1]:  # neither always follows the other
             taken = _step(training, data, Step(index, training.total_steps, Phase()))
             if index:
                 seconds[name].append(taken)
