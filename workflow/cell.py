@@ -338,7 +338,7 @@ def _counts(method, backbone) -> dict[str, Any]:
         "head": sum(p.numel() for p in backbone.head.parameters()) if backbone.head is not None else 0,
         "trained": {"attached": attached},
         "expected": {name: _range(getattr(expected, name)) for name in ("trained", "stored", "added")},
-        "added_at_inference": 0 if method.mergeable else sum(p.numel() for p in method.parts.parameters()),
+        "added_at_inference": sum(p.numel() for p in method.kept()),
     }
 
 

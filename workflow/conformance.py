@@ -455,7 +455,7 @@ def count(case: Case) -> None:
     expect(
         within(attached, expected.trained), f"{expected.trained} trained", f"{attached} ({_itemised(method)})", "attach"
     )
-    added = 0 if method.mergeable else sum(p.numel() for p in method.parts.parameters())
+    added = sum(p.numel() for p in method.kept())
     expect(within(added, expected.added), f"{expected.added} added at inference", added, "attach")
 
 

@@ -54,7 +54,7 @@ def count(method: str, model: str, settings: dict[str, Any], labels: int = 2) ->
         "trained": trained,
         "trained_percent": round(100 * trained / total, 4),
         "stored": stored,
-        "added_at_inference": 0 if chosen.mergeable else sum(p.numel() for p in chosen.parts.parameters()),
+        "added_at_inference": sum(p.numel() for p in chosen.kept()),
         "expected": {n: _range(getattr(expected, n)) for n in ("trained", "stored", "added")},
     }
     found["agrees"] = _agrees(trained, expected.trained) and _agrees(stored, expected.stored)

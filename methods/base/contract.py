@@ -256,6 +256,10 @@ class Method:
         Called once more when another checkpoint is put in its place, so it keeps the names of what is stored.
         """
 
+    def kept(self) -> list[nn.Parameter]:
+        """The parameters that inference needs beside the network, said from `attach` on."""
+        return [] if self.mergeable else list(self.parts.parameters())
+
     def merge(self) -> MergeReport:
         """Write the learned change into the pretrained weights, so that inference costs nothing extra."""
         raise TypeError(f"{self.name} does not merge")

@@ -101,6 +101,9 @@ class Wrapper(Method):
     def prepare_inference(self):
         self.child.prepare_inference()
 
+    def kept(self):
+        return self.child.kept()
+
     def merge(self):
         return self.child.merge()
 
