@@ -23,12 +23,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Bottleneck(nn.Module):
-    """W2 act(W1 x + b1) + b2 with W1 (m, d) and W2 (d, m); 2 d m + m + d parameters. No skip of its own."""
+    """scale (W2 act(W1 x + b1) + b2) with W1 (m, d) and W2 (d, m); 2 d m + m + d parameters. No skip of its own.
 
-    def __init__(self, width: int, size: int, activation: str):
+    dropout acts on the m activated units. `site` is where the module was attached.
+    """
+
+    site: SiteId
+
+    def __init__(self, width: int, size: int, activation: str, scale: float = 1.0, dropout: float = 0.0):
         super().__init__()
         self.down, self.up = nn.Linear(width, size), nn.Linear(size, width)
         self.activation = ACTIVATIONS[activation]
+        self.scale, self.dropout = scale, dropout
         self.gate: float | Tensor = 1.0
 
     @torch.no_grad()
@@ -41,10 +47,18 @@ class Bottleneck(nn.Module):
             linear.weight.copy_(values)
             linear.bias.zero_()
 
+    @torch.no_grad()
+    def initialise_as_lora(self, rng: torch.Generator) -> None:
+        """W1 Kaiming-uniform in [-1 / sqrt(d), 1 / sqrt(d)], W2 and the biases zero: at the start it gives nothing."""
+        self.down.weight.copy_(nn.init.kaiming_uniform_(torch.empty(self.down.weight.shape), a=5**0.5, generator=rng))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            zero.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d) -> (..., d), computed in fp32 outside autocast and returned in the type of x."""
         hidden = self.activation(self.down(x.to(self.down.weight.dtype)))
-        return (self.up(hidden) * self.gate).to(x.dtype)
+        hidden = F.dropout(hidden, self.dropout, self.training)
+        return (self.up(hidden) * (self.scale * self.gate)).to(x.dtype)
 
 
 class BottleneckMethod(Method):
@@ -74,6 +88,7 @@ class BottleneckMethod(Method):
         for site in self.planned.sites:
             with torch.device(backbone.device_of(site)):
                 self.parts[key(site)] = self.make(backbone.shape.block(site).width)
+            self.parts[key(site)].site = site
         for site in self.planned.sites:
             backbone.branch(site, site.name, self._function(self.parts[key(site)]))
 
