@@ -1,8 +1,8 @@
 """Step time and memory of methods relative to another one, LoRA by default, on a network with random weights.
 
 The two are attached to two copies of the network in one process and their training steps are taken in turn, so that
-drifts of the machine fall on both. The other method gets the sites and layers of the first, where both have such
-settings. Definitions are in docs/measurements.md.
+drifts of the machine fall on both. The other method gets the sites, layers and dropout of the first, where both have
+such settings. Definitions are in docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def table(found: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 def _started(name: str, model: str, batch: int, length: int, like: Any = None) -> tuple[Training, Any]:
     """A method attached to its own copy of the network, ready for its first step, and its batch.
 
-    like: settings of another method, whose sites and layers are taken over.
+    like: settings of another method, whose sites, layers and dropout are taken over.
     """
     suite, entry = registry.suites()["cost"], model_entry(model).with_random_weights()
     task = SUITE[entry.kind]
@@ -125,7 +125,7 @@ def _started(name: str, model: str, batch: int, length: int, like: Any = None) -
     backbone = load(entry, info.kind, len(info.labels), seed=0)
     backbone.restorable = False
     plugin = registry.load_method(registry.methods()[name])
-    places = {f.name for f in fields(plugin.Settings)} & {"sites", "layers"}
+    places = {f.name for f in fields(plugin.Settings)} & {"sites", "layers", "dropout"}
     method = plugin.create({place: getattr(like, place) for place in places if hasattr(like, place)})
     if reason := method.supports(backbone.shape, info):
         raise Unsupported(reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,19 @@ class LinearMap(nn.Module):
     def forward(self, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
         """y for x; `base(x)` is W x + b."""
         return base(x) + F.linear(x, self.delta().to(x.dtype))
+
+    def through_weight(self, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
+        """y for x by one product with W + ΔW, for a ΔW that has to be formed anyway: `forward` may return this.
+
+        Two products, as by default, where something else is attached to the site, where W is a slice of a fused weight
+        or is quantised, and in types so short that adding to W would round ΔW away.
+        """
+        linear = base.args[0] if isinstance(base, partial) and base.func is nn.Linear.forward else None
+        if linear is None or x.dtype not in (torch.float32, torch.float64) or linear.weight.dtype != x.dtype:
+            return base(x) + F.linear(x, self.delta().to(x.dtype))
+        if torch.is_autocast_enabled(x.device.type):
+            return base(x) + F.linear(x, self.delta())
+        return F.linear(x, linear.weight + self.delta(), linear.bias)
 
     def weight(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W' and b' that compute the same, in fp32."""

@@ -45,6 +45,9 @@ class Bat(LinearMethod):
             update = einsum("ipjq,iqs->ipjs", W, self.D) + self.D[:, :, None]
             return update.flatten(2).flatten(0, 1)
 
+        def forward(self, x, base):
+            return self.through_weight(x, base)
+
     def supports(self, shape, task):
         r = self.settings.rank
         odd = [str(s) for s in self.plan(shape).sites if shape.linears[s].inp % r or shape.linears[s].out % r]

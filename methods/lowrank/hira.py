@@ -46,6 +46,9 @@ class HiRA(LinearMethod):
         def delta(self):
             return self.W() * (self.B @ self.A)
 
+        def forward(self, x, base):
+            return self.through_weight(x, base)
+
     def expected_parameters(self, shape):
         settings = self.settings
         return Count(sum(settings.rank * (i + o) for o, i, _ in shape.at(settings.sites, settings.layers)))

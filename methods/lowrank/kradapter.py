@@ -57,6 +57,9 @@ class KRAdapter(LinearMethod):
             K = (self.V[:, :, None] * self.U[:, None, :]).flatten(1)[:, : max(self.shape.inp, self.shape.out)]
             return self.scale * (K if self.shape.out <= self.shape.inp else K.T)
 
+        def forward(self, x, base):
+            return self.through_weight(x, base)
+
     def expected_parameters(self, shape):
         sites = shape.at(self.settings.sites, self.settings.layers)
         return Count(sum(m * (k1 + k2) for m, k1, k2 in map(sizes, sites)))

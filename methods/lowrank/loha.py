@@ -69,6 +69,9 @@ class LoHa(LinearMethod):
         def delta(self):
             return self.scale * HadamardProduct.apply(self.w1_a, self.w1_b, self.w2_a, self.w2_b)
 
+        def forward(self, x, base):
+            return self.through_weight(x, base)
+
     def expected_parameters(self, shape):
         settings = self.settings
         return Count(sum(2 * settings.rank * (i + o) for o, i, _ in shape.at(settings.sites, settings.layers)))
