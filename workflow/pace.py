@@ -92,24 +92,20 @@ def known(found: Sequence[dict[str, Any]], method: str, model: str, against: str
 
 def table(found: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """What a person reads of these rows."""
-    shown = []
-    for row in found:
-        line = {"method": row["method"], "model": row["model"]}
-        if row["status"] != "ok":
-            shown.append(line | {"step": row["status"]})
-            continue
-        shown.append(
-            line
-            | {
-                "trained": f"{int(row['trained']):,}",
-                "step s": f"{float(row['step_s']):.3f}",
-                f"x {row['against']}": f"{float(row['ratio']):.2f} [{float(row['ratio_p25']):.2f} to "
-                f"{float(row['ratio_p75']):.2f}]",
-                "memory MB": f"{int(row['memory']) / 1e6:,.0f}",
-                f"memory x {row['against']}": f"{float(row['memory_ratio']):.2f}",
-            }
-        )
-    return shown
+    return [_line(row) for row in found]
+
+
+def _line(row: dict[str, Any]) -> dict[str, str]:
+    line = {"method": row["method"], "model": row["model"]}
+    if row["status"] != "ok":
+        return line | dict.fromkeys(("trained", "step s", "memory MB"), "-") | {"beside": row["status"]}
+    times, low, high = (f"{float(row[name]):.2f}" for name in ("ratio", "ratio_p25", "ratio_p75"))
+    return line | {
+        "trained": f"{int(row['trained']):,}",
+        "step s": f"{float(row['step_s']):.3f}",
+        "memory MB": f"{int(row['memory']) / 1e6:,.0f}",
+        "beside": f"{row['against']}: step x {times} [{low} to {high}], memory x {float(row['memory_ratio']):.2f}",
+    }
 
 
 def _started(name: str, model: str, batch: int, length: int, like: Any = None) -> tuple[Training, Any]:
