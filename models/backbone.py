@@ -210,12 +210,15 @@ class Backbone:
 
         return self.intercept(site.module, mapped)
 
-    def branch(self, block: SiteId, name: Literal["attn", "mlp", "cross"], function: Callable) -> None:
+    def branch(
+        self, block: SiteId, name: Literal["attn", "mlp", "cross"], function: Callable, whole: bool = False
+    ) -> None:
         """`function(x, y, residual) -> y` at the end of a branch of one block.
 
         x: input of the branch's first linear map (B, L, d); y: output of its last, before dropout, layer scale,
         output norm and residual; residual: input of the branch's norm, equal to x where norms come after the
-        residual. In the attention of Swin all three are cut into windows, (B windows, window^2, d).
+        residual. In the attention of Swin all three are cut into windows, (B windows, window^2, d), and with `whole`
+        they are images there too, (B, H W, d), row by row and without the padding of windows.
         """
         first = ("mlp.gate", "mlp.up") if name == "mlp" else (f"{name}.q",)
         last = self.map_.linears[block._replace(name="mlp.down" if name == "mlp" else f"{name}.o")].module
@@ -240,6 +243,9 @@ class Backbone:
             y = proceed(z)
             x = stash.pop("x")
             residual = stash.pop("residual", x)
+            if windows and whole:
+                x, y = (_images(t, called["size"], module) for t in (x, y))
+                return _windows(function(x, y, residual), called["size"], module)
             if windows:
                 residual = _windows(residual, called["size"], module)
             if flat:
@@ -759,6 +765,14 @@ def _windows(x: Tensor, size: tuple[int, int], block: nn.Module) -> Tensor:
     x, _ = block.maybe_pad(x.unflatten(1, size), *size)
     x, n = block.cyclic_shift(x), block.window_size
     return x.unflatten(2, (-1, n)).unflatten(1, (-1, n)).transpose(2, 3).reshape(-1, n * n, x.shape[-1])
+
+
+def _images(x: Tensor, size: tuple[int, int], block: nn.Module) -> Tensor:
+    """The inverse of `_windows`: (B windows, window^2, d) put together again, (B, H W, d), padding cut off."""
+    n, (height, width) = block.window_size, size
+    windows = (-1, -(-height // n), -(-width // n), n, n)
+    x = x.reshape(*windows, x.shape[-1]).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return block.cyclic_shift(x, reverse=True)[:, :height, :width].flatten(1, 2)
 
 
 def _keep(kept: dict[nn.Parameter, Tensor], parameters: Iterable[nn.Parameter]) -> None:

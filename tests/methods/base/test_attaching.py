@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from methods.base import Count, InputPrompt, KVPrefix, LinearMap, LinearMethod, LinearSettings, Method, Plan
 from methods.base.contract import key
-from models.backbone import Unsupported
+from models.backbone import Unsupported, _images, _windows
 from models.shape import SiteId
 from tests.helpers import (
     ENCODER_DECODERS,
@@ -97,6 +97,26 @@ class TestBranch:
         module.register_forward_hook(lambda m, a, out: seen.update(y=out[0] if isinstance(out, tuple) else out))
         run(on, given)
         assert close(seen["y"], 2 * seen["x"])
+
+    def test_the_attention_of_swin_as_images(self):
+        """With `whole`, x is the output of the norm, the residual its input, and y goes back into its windows."""
+        on, plain, given = backbone("tiny-swin"), run(backbone("tiny-swin"), images("tiny-swin")), images("tiny-swin")
+        for part, layer in on.shape.blocks:
+            block, seen, got = SiteId(part, layer, "block"), {}, {}
+            norm = on.map_.norms[block._replace(name="norm.attn")]
+            hook = norm.register_forward_hook(lambda m, a, out, s=seen: s.update(residual=a[0], x=out))
+            on.branch(block, "attn", lambda x, y, residual, g=got: g.update(x=x, residual=residual) or y, whole=True)
+            assert torch.equal(run(on, given), plain)
+            assert all(torch.equal(got[what], seen[what]) for what in seen)
+            hook.remove()
+            on.restore()
+
+    @pytest.mark.parametrize("size", [(8, 8), (6, 7), (4, 9)])
+    def test_windows_are_put_together_again(self, size):
+        """Also where they are padded, and shifted."""
+        block = backbone("tiny-swin").map_.modules[BLOCK]
+        x = torch.arange(2.0 * size[0] * size[1] * 3).view(2, -1, 3)
+        assert block.shift_size > 0 and torch.equal(_images(_windows(x, size, block), size, block), x)
 
     @pytest.mark.parametrize("name", ["tiny-bert", "tiny-roberta"])
     def test_the_whole_post_norm_block_by_hand(self, name):
