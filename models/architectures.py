@@ -42,9 +42,11 @@ class Architecture:
     dispatches: attention goes through transformers' registry of attention functions, so it can be replaced.
     equal_blocks: all blocks get the same arguments and follow directly on one another.
     movable: between blocks tokens may be dropped or inserted.
+    rotary: queries and keys are rotated by their positions.
     skipped: what a block returns beside its hidden state where it is skipped; None: it cannot be skipped.
     windows: the attention sees windows instead of texts or images.
     flat_mlp: the feed-forward sees (B L, d) instead of (B, L, d).
+    norm_offset: norms multiply by this number plus their weight.
     twice: linear maps that are called again in each pass, on relative positions instead of tokens.
     variant: fields that depend on a network's configuration.
     """
@@ -62,9 +64,11 @@ class Architecture:
     dispatches: bool = True
     equal_blocks: bool = True
     movable: bool = True
+    rotary: bool = False
     skipped: tuple | None = ()
     windows: bool = False
     flat_mlp: bool = False
+    norm_offset: float = 0.0
     twice: tuple[str, ...] = ()
     variant: Callable[[Any], dict[str, Any]] | None = None
     options: dict = field(default_factory=dict)
@@ -138,13 +142,16 @@ LLAMA = Architecture(
     pooling="last",
     head_bias=False,
     mask="4d",
+    rotary=True,
 )
+GEMMA = replace(LLAMA, norm_offset=1.0)
 _QK_NORMS = {"norm.q": "self_attn.q_norm", "norm.k": "self_attn.k_norm"}
 MISTRAL = replace(LLAMA, mask="2d")
 QWEN2 = replace(MISTRAL, variant=_layer_types)
 QWEN3 = replace(QWEN2, stacks={"": replace(_LLAMA_STACK, norms={**_LLAMA_STACK.norms, **_QK_NORMS})})
 GEMMA3 = replace(
     QWEN2,
+    norm_offset=1.0,
     stacks={
         "": replace(
             _LLAMA_STACK,
@@ -289,6 +296,7 @@ MODERNBERT = Architecture(
     pooling="mean",
     head="dense",
     first_slot=1,
+    rotary=True,
     variant=_layer_types,
 )
 OPT = Architecture(
@@ -402,7 +410,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": MISTRAL,
     "qwen2": QWEN2,
     "qwen3": QWEN3,
-    "gemma": LLAMA,
+    "gemma": GEMMA,
     "gemma3_text": GEMMA3,
     "vit": VIT,
     "swin": SWIN,

@@ -143,6 +143,7 @@ class Backbone:
         self._handles: list[Handle] = []
         self._originals: dict[nn.Parameter, Tensor] = {}
         self._unmerged: dict[nn.Parameter, Tensor] = {}
+        self._swapped: list[tuple[nn.Module, str, nn.Parameter | None]] = []
         self._slots: list[tuple[int, Callable[[], Tensor]]] = []
         self._slots_hooked = False
         self._edited = False
@@ -161,10 +162,11 @@ class Backbone:
         return self.map_.linears[site]
 
     def device_of(self, site: SiteId) -> torch.device:
-        """Where a linear site is, or any other site of a block: the blocks may be spread over several devices."""
+        """Where a site is, or else its block: the blocks may be spread over several devices."""
         place = self.map_.linears.get(site)
-        module = self.map_.modules[site._replace(name="block")] if place is None else place.module
-        return next(module.parameters()).device
+        around = (self.map_.modules.get(s) for s in (site, site._replace(name="block")))
+        modules = [m for m in around if m is not None] if place is None else [place.module]
+        return next(p for module in modules for p in module.parameters()).device
 
     def modules(self, name: str, part: str | None = None) -> dict[SiteId, nn.Module]:
         """Modules at sites of this name (`block`, `norm.attn`, `attn.core`, `mlp.act`, `embed.token`, ...)."""
@@ -209,6 +211,22 @@ class Backbone:
             return site.put(whole, _gated(linear_map, x, base))
 
         return self.intercept(site.module, mapped)
+
+    def after(self, site: SiteId, linear_map: nn.Module) -> Handle:
+        """Put linear_map(y, base) behind a norm, the token or the patch embedding: y (..., d) is what comes out there.
+
+        base(y) is y. Gate, `merged` and site are those of maps at linear sites; `fold` merges.
+        """
+        linear_map.site = site
+        first = isinstance(self.map_.modules[site], nn.Conv2d)
+
+        def run(proceed, *args, **kwargs):
+            y = proceed(*args, **kwargs)
+            if first:
+                return _gated(linear_map, y.movedim(1, -1), _same).movedim(-1, 1)
+            return _gated(linear_map, y, _same)
+
+        return self.intercept(self.map_.modules[site], run)
 
     def branch(
         self, block: SiteId, name: Literal["attn", "mlp", "cross"], function: Callable, whole: bool = False
@@ -390,18 +408,77 @@ class Backbone:
 
         return hook
 
+    def widen_head(self, width: int, function: Callable[[Tensor, ForwardState], tuple[Tensor, Tensor]]) -> nn.Parameter:
+        """Let the head read `width` more features; undone by `restore()`.
+
+        `function(pooled, state)` gives what takes the place of the pooled vector (B, d) at the head's last map, and
+        the further features (B, width). Their weights (labels, width), returned, belong to the head and need values.
+        """
+        if self.head is None:
+            raise Unsupported(f"{self.shape.architecture} has no head here that could read more features")
+        head = self.head
+        with torch.device(head.out.weight.device):
+            more = nn.Linear(width, head.out.out_features, bias=False)
+        head.add_module("more", more)
+
+        def read(proceed, pooled):
+            pooled, further = function(pooled, self.state)
+            return proceed(pooled) + more(head.dropout(further))
+
+        self.intercept(head.out, read)
+        self._handles.append(_Added(head, "more"))
+        return more.weight
+
     # ---- changing the pretrained weights -----------------------------------------------------------------------
 
     def write(self, site: Site, weight: Tensor, bias: Tensor | None, merging: bool = False) -> None:
         """Write W and b of a site. The original is kept (while `restorable`) and comes back with `restore()`.
 
-        With `merging`, what stood there before is kept instead and comes back with `unmerge()`.
+        With `merging`, what stood there before is kept instead and comes back with `unmerge()`; a linear map without
+        a bias then gains one.
         """
         if merging:
             _keep(self._unmerged, site.module.parameters())
+            if bias is not None and site.module.bias is None:
+                self._swap(site.module, "bias", site.weight().new_zeros(len(bias) * site.fused.of))
         else:
             self._edit(site.module.parameters())
         site.write(weight, bias)
+
+    @torch.no_grad()
+    def fold(self, site: SiteId, linear_map: nn.Module) -> float:
+        """Merge what `after` put behind a norm, the token or the patch embedding into its weights, until `unmerge()`.
+
+        The map is affine, behind a norm of each channel alone. It may shift only a norm that has a bias, and a token
+        embedding only where nothing scales its rows. A table that is tied to the output layer is untied. Returns the
+        largest rounding error.
+        """
+        module, offset = self.map_.modules[site], self.architecture.norm_offset if site in self.map_.norms else 0.0
+        weight, bias = module.weight.detach().float() + offset, getattr(module, "bias", None)
+
+        def mapped(y: Tensor) -> Tensor:
+            return _gated(linear_map, y, _same)
+
+        if isinstance(module, nn.Embedding):
+            wanted = {"weight": mapped(weight)}
+            self._swap(module, "weight", wanted["weight"].to(module.weight.dtype))
+        else:
+            _keep(self._unmerged, module.parameters())
+            rows = weight.flatten(1).T if weight.dim() > 1 else weight
+            shift = mapped(torch.zeros_like(rows))
+            wanted = {"weight": (mapped(rows) - shift).movedim(-1, 0).reshape(weight.shape) - offset}
+            if bias is not None:
+                wanted["bias"] = mapped(bias.detach().float())
+            elif shift.any():
+                raise ValueError(f"{site} has no bias that could take a shift")
+            for name, values in wanted.items():
+                getattr(module, name).copy_(values)
+        return max((getattr(module, n).float() - values).abs().max().item() for n, values in wanted.items())
+
+    def _swap(self, module: nn.Module, name: str, values: Tensor) -> None:
+        """Give a module another parameter, until `unmerge()`."""
+        self._swapped.append((module, name, getattr(module, name)))
+        setattr(module, name, nn.Parameter(values, requires_grad=False))
 
     def train_weights(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """Make these pretrained parameters trainable, in fp32 (originals are kept while `restorable`)."""
@@ -433,6 +510,9 @@ class Backbone:
     @torch.no_grad()
     def unmerge(self) -> None:
         """Copy back what stood at the merged sites, bit for bit."""
+        for module, name, before in reversed(self._swapped):
+            setattr(module, name, before)
+        self._swapped.clear()
         for parameter, before in self._unmerged.items():
             parameter.copy_(before)
         self._unmerged.clear()
@@ -457,7 +537,7 @@ class Backbone:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The pretrained function itself, whatever is attached. The forward state is put back at the end."""
-        if self._edited or self._unmerged:
+        if self._edited or self._unmerged or self._swapped:
             raise Unsupported("the pretrained function is gone: its weights were changed")
         state, self.switch.on = self.state, False
         try:
@@ -466,6 +546,12 @@ class Backbone:
             self.switch.on, self.state = True, state
 
     # ---- running -----------------------------------------------------------------------------------------------
+
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that open, close and part texts; none without a tokenizer, padding left out."""
+        names = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id")
+        found = (getattr(self.tokenizer, name, None) for name in names)
+        return tuple(sorted({token for token in found if token is not None}))
 
     @property
     def device(self) -> torch.device:
@@ -782,6 +868,10 @@ def _keep(kept: dict[nn.Parameter, Tensor], parameters: Iterable[nn.Parameter]) 
             kept[parameter] = parameter.detach().clone()
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 def _gated(linear_map: nn.Module, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
     """The map's output, its contribution scaled by `linear_map.gate` (1 by default)."""
     if linear_map.merged:
@@ -804,6 +894,16 @@ class _Entry:
         replaced.functions.remove(self.function)
         if not replaced.functions:
             del self.core.__dict__["_attention"]
+
+
+class _Added:
+    """A module that another one gained, as a handle."""
+
+    def __init__(self, module: nn.Module, name: str):
+        self.module, self.name = module, name
+
+    def remove(self) -> None:
+        delattr(self.module, self.name)
 
 
 class _Compiled:

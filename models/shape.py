@@ -46,6 +46,8 @@ class BackboneShape:
     linears: (out, in, has bias) of every linear site; norms: (size, has bias) of every normalisation;
     biases: number of bias entries by site (linear, norm, convolution); parameters: size of the backbone.
     tokens: longest input in tokens (text) or number of patch tokens without specials (vision).
+    first_slot: leading special tokens of an input, before which no prompt token goes; None: none fits.
+    dispatches: the attention can be replaced. appendable: tokens without a position can be added between blocks.
     """
 
     kind: str
@@ -61,6 +63,9 @@ class BackboneShape:
     parameters: int
     tied: tuple[tuple[str, str], ...] = ()
     layers: dict[str, int] = field(default_factory=dict)
+    first_slot: int | None = 0
+    dispatches: bool = True
+    appendable: bool = True
 
     @property
     def depth(self) -> int:

@@ -185,6 +185,9 @@ class SiteMap:
             parameters=sum(p.numel() for p in self.model.parameters()),
             tied=tuple((first, other) for first, *others in names.values() for other in others),
             layers={part: sum(k[0] == part for k in blocks) for part in self.architecture.stacks},
+            first_slot=self.architecture.first_slot,
+            dispatches=self.architecture.dispatches,
+            appendable=self.architecture.movable and not self.architecture.rotary,
         )
 
     def _biases(self) -> dict[SiteId, int]:

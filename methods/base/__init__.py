@@ -9,7 +9,8 @@ _WHERE = {
     "maps": ("LinearMap", "LinearMethod"),
     "factors": ("FactorMethod", "OffsetMethod", "SplitMap"),
     "bottleneck": ("Bottleneck", "BottleneckMethod"),
-    "prompts": ("KVPrefix", "InputPrompt"),
+    "prompts": ("KVPrefix", "InputPrompt", "PromptMethod"),
+    "positions": ("PositionMethod", "places"),
     "shared": ("SharedMethod", "kaiming_uniform", "constant"),
     "wrapper": ("Wrapper",),
 }
