@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,14 @@ from torch import Tensor, nn
 from methods.base.contract import Method
 from methods.base.settings import WrapperSettings
 from models.shape import SiteId
+
+
+@cache
+def _plugin(name: str) -> type[Method]:
+    """The method of this name; looking for it reads every plugin file."""
+    from workflow.registry import load_method, methods
+
+    return load_method(methods()[name])
 
 
 class Wrapper(Method):
@@ -21,11 +30,8 @@ class Wrapper(Method):
     Settings = WrapperSettings
 
     def __init__(self, settings: Any = None):
-        from workflow.registry import load_method, methods
-
         super().__init__(settings)
-        child = load_method(methods()[self.settings.base])
-        self.child = child.create(dict(self.settings.base_settings or {}))
+        self.child = _plugin(self.settings.base).create(dict(self.settings.base_settings or {}))
         self.edits_base, self.trains = self.child.edits_base, self.child.trains
         self.mergeable, self.kinds = self.child.mergeable, self.child.kinds
         self.identity_at_init = self.child.identity_at_init
