@@ -11,6 +11,7 @@ _WHERE = {
     "bottleneck": ("Bottleneck", "BottleneckMethod"),
     "prompts": ("KVPrefix", "InputPrompt", "PromptMethod"),
     "positions": ("PositionMethod", "places"),
+    "prefix": ("AttentionMethod", "Prefix", "attentions", "prompt_attention"),
     "shared": ("SharedMethod", "kaiming_uniform", "constant"),
     "wrapper": ("Wrapper",),
 }
