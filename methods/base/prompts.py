@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from methods.base.contract import Context, Count, Method
 from models.backbone import Backbone
-from models.shape import SiteId
+from models.shape import BackboneShape, SiteId
 
 
 class KVPrefix(nn.Module):
@@ -49,3 +52,56 @@ class InputPrompt(nn.Module):
 
     def forward(self) -> Tensor:
         return self.rows
+
+
+class PromptMethod(Method):
+    """Prompt tokens in every input, as many as `settings.tokens`; a subclass gives their values in `initialise`."""
+
+    def supports(self, shape: BackboneShape, task: Any) -> str | None:
+        reason = super().supports(shape, task)
+        if reason is None and shape.first_slot is None:
+            return f"prompt tokens do not fit into the windows of {shape.architecture}"
+        if reason is None and shape.kind != "vision" and 0 < shape.tokens <= self.settings.tokens:
+            return f"{self.settings.tokens} prompt tokens leave no room: {shape.architecture} reads {shape.tokens}"
+        return reason
+
+    def make(self, width: int) -> nn.Module:
+        """The module that gives the tokens (P, d) when it is called."""
+        return InputPrompt(self.settings.tokens, width)
+
+    def rows(self) -> Tensor:
+        """What is inserted, (P, d) or (B, P, d)."""
+        return self.parts["prompt"]()
+
+    def attach(self, backbone: Backbone, ctx: Context | None) -> None:
+        self.backbone = backbone
+        with torch.device(backbone.device):
+            self.parts["prompt"] = self.make(backbone.shape.embedding_width)
+        backbone.slots(self.settings.tokens, self.rows)
+
+    def expected_parameters(self, shape: BackboneShape) -> Count:
+        return Count(self.settings.tokens * shape.embedding_width)
+
+
+@torch.no_grad()
+def embedded(backbone: Backbone, ids: Tensor) -> Tensor:
+    """Embeddings (..., d) of token ids in fp32 as the network reads them, scaled where it scales them."""
+    part = "encoder" if backbone.kind == "encoder_decoder" else ""
+    (table,) = backbone.modules("embed.token", part).values()
+    with backbone.disabled():
+        return table(ids.to(table.weight.device)).float()
+
+
+def sampled(backbone: Backbone, count: int, first: int, rng: torch.Generator) -> Tensor:
+    """Embeddings (count, d) of different tokens, drawn among the `first` ids of the vocabulary."""
+    return embedded(backbone, torch.randperm(min(first, backbone.shape.vocab), generator=rng)[:count])
+
+
+def token_bound(backbone: Backbone) -> float:
+    """v of the start of VPT's prompts, Uniform(-v, v): sqrt(6 / (3 P P + d)), Xavier's for the patch embedding.
+
+    Text has no patches: there P = 16 as in ViT-B/16.
+    """
+    found = [module for site, module in backbone.map_.modules.items() if site.name == "embed.patch"]
+    inputs = found[0].weight[0].numel() if found else 3 * 16 * 16
+    return (6 / (inputs + backbone.shape.embedding_width)) ** 0.5
