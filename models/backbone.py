@@ -423,7 +423,7 @@ class Backbone:
 
         def read(proceed, pooled):
             pooled, further = function(pooled, self.state)
-            return proceed(pooled) + more(head.dropout(further))
+            return proceed(pooled) + more(head.dropout(further.to(more.weight.dtype)))
 
         self.intercept(head.out, read)
         self._handles.append(_Added(head, "more"))
