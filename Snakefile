@@ -5,7 +5,7 @@ import sys
 from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, workflow.basedir)
-from workflow import entry
+from workflow import entry, pack
 from workflow.errors import AtlasError
 
 try:
@@ -16,6 +16,9 @@ except AtlasError as problem:
 
 RESULTS = f"results/{GRID.name}"
 NEEDS = entry.needs(GRID)
+PACKS = pack.packs(GRID)
+pack.drop_stale(GRID, PACKS)
+AWAITED = pack.awaited(GRID, PACKS)
 ON_GPU = bool({"gpu", "gpu_mb"} & GRID.resources.keys())
 GPU = {"gpu": lambda wildcards: NEEDS[wildcards.key]["gpu"]} if ON_GPU else {}
 
@@ -45,4 +48,5 @@ include: "workflow/rules/atlas_vit.smk"
 rule all:
     default_target: True
     input:
+        entry.lost(AWAITED, rules.tables.output),
         rules.report.output,

@@ -110,20 +110,7 @@ def load(
         options |= _attention(architecture)
         model = _from_configuration(configuration(entry), auto, options, dtype, weights, seed)
         tokenizer = None if architecture.kind == "vision" else HashTokenizer(model.config.vocab_size)
-    head = None
-    if not generation:
-        outputs = 1 if task == "regression" else labels
-        with torch.device("meta" if weights == "meta" else "cpu"):
-            head = Head(
-                _width(model.config),
-                outputs,
-                pooling,
-                architecture.head == "dense",
-                architecture.head_bias,
-                _dropout(model.config),
-            )
-        if weights != "meta":
-            head.initialise(torch.Generator().manual_seed(seed))
+    head = None if generation else new_head(entry, model.config, task, labels, seed, meta=weights == "meta")
     backbone = Backbone(model, head, tokenizer, entry.name)
     if weights == "meta":
         return backbone
@@ -134,6 +121,23 @@ def load(
         spread(backbone, devices)
         return backbone
     return backbone.to(torch.device(devices[0]))
+
+
+def new_head(entry: ModelEntry, config, task: str, labels: int, seed: int, meta: bool = False) -> Head:
+    """The head of a network for classes or for one score, with values from `seed`, on the CPU."""
+    architecture = ARCHITECTURES[entry.architecture]
+    with torch.device("meta" if meta else "cpu"):
+        head = Head(
+            _width(config),
+            1 if task == "regression" else labels,
+            entry.pooling or architecture.pooling,
+            architecture.head == "dense",
+            architecture.head_bias,
+            _dropout(config),
+        )
+    if not meta:
+        head.initialise(torch.Generator().manual_seed(seed))
+    return head
 
 
 def pack(backbone: Backbone, scheme: str, device: torch.device) -> None:

@@ -86,6 +86,11 @@ def parser() -> argparse.ArgumentParser:
     celled.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's")
     celled.add_argument("--threads", type=int, default=1)
 
+    packed = verb(pack, "pack", "run the cells of a pack, loading data and network once", grid=True)
+    packed.add_argument("name", help="as the workflow names it; the file is results/<grid>/packs/NAME.json")
+    packed.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's")
+    packed.add_argument("--threads", type=int, default=1)
+
     fetched = verb(fetch, "fetch", "download the weights and data sets that the cells of a grid will read", grid=True)
     fetched.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's")
 
@@ -225,6 +230,13 @@ def cell(options: argparse.Namespace) -> None:
 
     for each in chosen:
         cell.main(grid, each, data_root=options.data_root, threads=options.threads)
+
+
+def pack(options: argparse.Namespace) -> None:
+    _switch_hub_off()
+    from workflow import pack
+
+    pack.run(_grid(options), options.name, data_root=options.data_root, threads=options.threads)
 
 
 def _switch_hub_off() -> None:

@@ -49,8 +49,10 @@ class Run:
             self.time[name] = self.time.get(name, 0.0) + time.perf_counter() - start
 
 
-def main(grid: Grid, cell: Cell, out: Path | None = None, data_root: Path | None = None, threads: int = 1) -> str:
-    """Run a cell of a grid and write its result; returns the status.
+def main(
+    grid: Grid, cell: Cell, out: Path | None = None, data_root: Path | None = None, threads: int = 1, kept: Any = None
+) -> str:
+    """Run a cell of a grid and write its result; returns the status. kept: `workflow.kept.Kept` of a job with several.
 
     Raises AtlasError only where no later cell could do better: missing data, missing weights, a disk that is full.
     """
@@ -64,7 +66,7 @@ def main(grid: Grid, cell: Cell, out: Path | None = None, data_root: Path | None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run, root = Run(cell), _root(out, cell)
     try:
-        status, reason = _guarded(run, grid, device, root, data_root or grid.data_root, out)
+        status, reason = _guarded(run, grid, device, root, data_root or grid.data_root, out, kept)
     except Interrupted as stop:
         say(cell, str(stop))
         sys.exit(128 + signal.SIGTERM)
@@ -124,7 +126,9 @@ def _grid_progress(grid: Grid, root: Path) -> str:
     return text
 
 
-def _guarded(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: Path) -> tuple[str, str | None]:
+def _guarded(
+    run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: Path, kept: Any
+) -> tuple[str, str | None]:
     """Run and turn what a method or model does wrong into a status with a reason."""
     import torch
 
@@ -133,7 +137,7 @@ def _guarded(run: Run, grid: Grid, device, root: Path, data_root: Path | None, o
     from workflow.train import Diverged, TimeLimit
 
     try:
-        _run(run, grid, device, root, data_root, out)
+        _run(run, grid, device, root, data_root, out, kept)
     except (Unusable, Unsupported) as problem:
         return "unsupported", str(problem)
     except (Broken, start.NoStart) as problem:
@@ -162,8 +166,7 @@ def _first_line(problem: BaseException) -> str:
     return (str(problem).strip() or type(problem).__name__).splitlines()[0][:500]
 
 
-def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: Path) -> None:
-    import torch
+def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: Path, kept: Any) -> None:
 
     from models import load as loading
     from workflow import measure, start
@@ -182,19 +185,18 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     run.figures["memory"] = meter.memory
 
     with run.timed("data"):
-        data = suite.load(cell.task, cell.protocol, data_root)
+        data = _data(suite, cell, data_root, kept)
     with run.timed("load"), meter.phase("load"):
-        dtype = getattr(torch, recipe["dtype"])
-        seed = _named_seed(cell.seed, "head")
         _check_modality(entry, info)
-        options = {"quantize": recipe["quantize"]} if "quantize" in recipe else {}
-        backbone = loading.load(entry, info.kind, len(info.labels), devices=devices, dtype=dtype, seed=seed, **options)
+        backbone, loaded = _network(cell, entry, info, devices, kept)
         backbone.restorable = False
     run.figures["sources"] = {
         "data": {"fingerprint": data.fingerprint, "source": data.source},
         "model": {"fingerprint": loading.fingerprint(entry), "source": entry.identity},
     }
     if reason := method.supports(backbone.shape, info):
+        if kept is not None:
+            kept.give_back(loaded, backbone, method)
         raise Unusable(reason)
     with run.timed("data"):
         encoded = {
@@ -260,6 +262,38 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     with run.timed("measure"):
         _measure(run, grid, info, encoded, training)
     _note_energy(run, meter)
+    if kept is not None and not (recipe["gradient_checkpointing"] or recipe.get("compile")):
+        kept.give_back(loaded, backbone, method)
+
+
+def _data(suite, cell: Cell, data_root: Path | None, kept: Any):
+    def load():
+        return suite.load(cell.task, cell.protocol, data_root)
+
+    return load() if kept is None else kept.data((cell.suite, cell.task, str(cell.protocol), data_root), load)
+
+
+def _network(cell: Cell, entry, info, devices: tuple, kept: Any):
+    """The backbone with a new head, and what tells it from networks loaded otherwise."""
+    import torch
+
+    from models import load as loading
+
+    recipe, seed, labels = cell.recipe, _named_seed(cell.seed, "head"), len(info.labels)
+    options = {"quantize": recipe["quantize"]} if "quantize" in recipe else {}
+
+    def load():
+        dtype = getattr(torch, recipe["dtype"])
+        return loading.load(entry, info.kind, labels, devices=devices, dtype=dtype, seed=seed, **options)
+
+    drawn = seed if entry.source == "random" else None  # the weights too
+    loaded = (entry, info.kind, labels, devices, recipe["dtype"], drawn, *options.values())
+    if kept is None or len(devices) > 1:
+        return load(), loaded
+    backbone, again = kept.network(loaded, load)
+    if again and backbone.head is not None:
+        backbone.head = loading.new_head(entry, backbone.model.config, info.kind, labels, seed).to(devices[0])
+    return backbone, loaded
 
 
 def _predict(scorer, training, split, encoded, reported: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from workflow import registry, resources
@@ -46,6 +47,16 @@ def needs(grid: Grid) -> dict[str, dict[str, int]]:
 def starts(grid: Grid) -> dict[tuple[str, str], str]:
     """The result that a cell's job waits for, by the cell's config key and seed, for cells that have one."""
     return {(cell.config_key, str(cell.seed)): str(grid.cell(cell.start_key).path) for cell in grid.cells if cell.start}
+
+
+def lost(awaited: list[str], made: Iterable[str]) -> list[str]:
+    """Files that are gone although what is made from them is there: Snakemake makes them again only if asked for them.
+
+    None where something made of them is missing, since then they are made anyway, and asking twice costs time.
+    """
+    if not all(map(os.path.exists, made)):
+        return []
+    return [path for path in awaited if not os.path.exists(path)]
 
 
 def command(*words: object) -> str:

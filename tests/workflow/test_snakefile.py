@@ -69,6 +69,17 @@ def test_only_cells_without_a_result_run_and_an_edited_plugin_changes_only_its_o
     assert all("/new-" in path for path in changed) and len(changed) == 2
 
 
+def test_a_result_that_is_gone_is_made_again_although_the_tables_are_there(folder):
+    grid = load(folder / "grid.yaml")
+    for cell in grid.cells:
+        projects.store(cell, folder)
+    projects.write(folder, "results/grid/tables/cells.csv", "")
+    projects.write(folder, "results/grid/tables/summary.md", "")
+    projects.write(folder, "results/grid/report/index.html", "")
+    (folder / grid.cells[0].path).unlink()
+    assert planned(dry_run(folder)) == {str(grid.cells[0].path)}
+
+
 def test_the_slurm_profile_is_read_and_asks_for_a_gpu(folder):
     projects.write(folder, "grid.yaml", GRID + "resources: {mem_mb: 1234, runtime: 56}\n")
     output = dry_run(folder, "--profile", str(registry.ROOT / "slurm"))

@@ -24,3 +24,27 @@ rule cell:
         runtime=lambda wildcards, attempt: NEEDS[wildcards.key]["runtime"] * attempt,
     shell:
         f"{ATLAS} cell {ON_GRID} {ON_DATA} --key {{wildcards.key}}/{{wildcards.seed}} --threads {{threads}} 2>&1 | tee {{log:q}}"
+
+
+PACK_NEEDS = {name: pack.needs(cells, NEEDS) for name, cells in PACKS.items()}
+PACK_GPU = {"gpu": lambda wildcards: PACK_NEEDS[wildcards.pack]["gpu"]} if GPU else {}
+
+
+# Cells that share task and network, one after the other in one job, each with its own result.
+rule pack:
+    output:
+        f"{RESULTS}/packs/{{pack}}.json",
+    log:
+        f"{RESULTS}/logs/packs/{{pack}}.log",
+    wildcard_constraints:
+        pack=r"[\w.-]+",
+    conda:
+        "../../environment.yml"
+    threads: int(config.get("threads", 1))
+    resources:
+        **PACK_GPU,
+        mem_mb=lambda wildcards, attempt: PACK_NEEDS[wildcards.pack]["mem_mb"] * attempt,
+        runtime=lambda wildcards, attempt: PACK_NEEDS[wildcards.pack]["runtime"]
+        * attempt,
+    shell:
+        f"{ATLAS} pack {ON_GRID} {ON_DATA} {{wildcards.pack:q}} --threads {{threads}} 2>&1 | tee {{log:q}}"

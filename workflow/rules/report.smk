@@ -1,6 +1,6 @@
 rule tables:
     input:
-        [str(cell.path) for cell in GRID.cells],
+        AWAITED,
     output:
         f"{RESULTS}/tables/cells.csv",
         f"{RESULTS}/tables/summary.md",
