@@ -14,8 +14,8 @@ class Cell:
     """(suite, task, model, method, settings, recipe, seed) with the versions that its number depends on.
 
     settings and recipe are complete, ready for JSON; plugin is the digest of the method's code. Label and division
-    say how tables name and group the cell; they are no part of its identity. start is the config key of the cell
-    whose trained method this one continues from, with the same seed.
+    say how tables name and group the cell, source where its settings and recipe are from; they are no part of its
+    identity. start is the config key of the cell whose trained method this one continues from, with the same seed.
     """
 
     suite: str
@@ -33,6 +33,7 @@ class Cell:
     building_blocks: int
     training_loop: int
     start: str | None = None
+    source: str | None = None
 
     def __hash__(self) -> int:
         return hash((self.config_key, self.seed))
@@ -97,14 +98,15 @@ class Cell:
         return Path("results/state", self.key)
 
     def to_json(self) -> dict:
-        """Every field; `start` only where there is one."""
+        """Every field; `start` and `source` only where there is one."""
         document = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in document.items() if (name, value) != ("start", None)}
+        return {name: value for name, value in document.items() if name not in _MAYBE or value is not None}
 
     @classmethod
     def from_json(cls, document: dict) -> Cell:
-        known = {field.name: document[field.name] for field in fields(cls) if field.name != "start"}
-        return cls(**known, start=document.get("start"))
+        known = {field.name: document[field.name] for field in fields(cls) if field.name not in _MAYBE}
+        return cls(**known, **{name: document.get(name) for name in _MAYBE})
 
 
+_MAYBE = ("start", "source")
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode

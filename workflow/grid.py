@@ -95,6 +95,7 @@ class _Entry:
     tasks: list[tuple[str, str]]
     models: list[str] | None  # None: those that the grid gives for the task's suite
     division: str
+    source: str | None
     key: str
 
 
@@ -235,6 +236,7 @@ class _Expansion:
             tasks=tasks,
             models=self._model_names(item["models"], join(key, "models")) if "models" in item else None,
             division=item.get("division", self.document.get("division", "author")),
+            source=item.get("source"),
             key=key,
         )
         parts = {part: item.get(part, {}) for part in ("settings", "recipe")}
@@ -284,8 +286,8 @@ class _Expansion:
 
     # -- overrides
 
-    def _override(self, rule: dict, index: int) -> tuple[dict[str, set[str]], dict, dict]:
-        """(match, settings, recipe) of one override, its names checked."""
+    def _override(self, rule: dict, index: int) -> tuple[dict[str, set[str]], dict, dict, str | None]:
+        """(match, settings, recipe, source) of one override, its names checked."""
         key = join("overrides", index)
         tasks = {task: None for suite in self.suites.values() for task in suite.tasks}
         known = {"suite": self.suites, "task": tasks, "model": self.models, "method": self.methods}
@@ -293,18 +295,20 @@ class _Expansion:
         for kind, names in rule["match"].items():
             names = [names] if isinstance(names, str) else names
             match[kind] = {self._known(name, known[kind], kind, join(key, "match", kind)) for name in names}
-        return match, rule.get("settings", {}), self._recipe(rule.get("recipe", {}), join(key, "recipe"))
+        recipe = self._recipe(rule.get("recipe", {}), join(key, "recipe"))
+        return match, rule.get("settings", {}), recipe, rule.get("source")
 
-    def _overridden(self, entry: _Entry, suite: str, task: str, model: str) -> tuple[dict, dict]:
-        """Settings and recipe changes of the overrides that match, later ones winning."""
+    def _overridden(self, entry: _Entry, suite: str, task: str, model: str) -> tuple[dict, dict, list[str]]:
+        """Settings and recipe changes of the overrides that match, later ones winning, and their sources."""
         here = {"suite": suite, "task": task, "model": model, "method": entry.info.name}
-        changed, recipe = {}, {}
-        for i, (match, new_settings, new_recipe) in enumerate(self.overrides):
+        changed, recipe, sources = {}, {}, []
+        for i, (match, new_settings, new_recipe, source) in enumerate(self.overrides):
             if all(here[kind] in names for kind, names in match.items()):
                 settings.check(entry.info, new_settings, file=self.path, key=join("overrides", i, "settings"))
                 changed |= new_settings
                 recipe |= new_recipe
-        return changed, recipe
+                sources += [source] if source else []
+        return changed, recipe, sources
 
     # -- cells
 
@@ -335,7 +339,7 @@ class _Expansion:
     def _cell(self, entry: _Entry, suite: str, task: str, model: str) -> Cell:
         """The cell of an entry on a task and model, with its first seed."""
         protocol, task_recipe = self._defaults(suite, task)
-        new_settings, new_recipe = self._overridden(entry, suite, task, model)
+        new_settings, new_recipe, sources = self._overridden(entry, suite, task, model)
         chosen = entry.settings
         if new_settings:
             chosen = self._settings(entry.info, entry.settings | new_settings, entry.key)
@@ -362,6 +366,7 @@ class _Expansion:
             plugin=self._plugin(entry.info, chosen),
             building_blocks=versions.BUILDING_BLOCKS,
             training_loop=versions.TRAINING_LOOP,
+            source="; ".join(dict.fromkeys([entry.source, *sources] if entry.source else sources)) or None,
         )
 
     def _start(self, entry: _Entry, cell: Cell) -> Cell | None:

@@ -70,11 +70,11 @@ def models(exact: bool = False) -> list[dict]:
 
 
 def cells(grid: Grid) -> list[dict]:
-    """Every cell with the key that `cell --key` takes."""
-    return [
-        {"key": f"{cell.config_key}/{cell.seed}", "cell": f"{cell.suite}/{cell.name}", "label": cell.label}
-        for cell in grid.cells
-    ]
+    """Every cell with the key that `cell --key` takes, and with its source where the grid gives sources."""
+    rows = [{"key": cell.grid_key, "cell": f"{cell.suite}/{cell.name}", "label": cell.label} for cell in grid.cells]
+    if any(cell.source for cell in grid.cells):
+        rows = [row | {"source": cell.source or ""} for row, cell in zip(rows, grid.cells, strict=True)]
+    return rows
 
 
 def description(info: MethodInfo) -> str:

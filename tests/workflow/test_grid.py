@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.workflow import projects
+from workflow import listing
 from workflow.cells import Cell
 from workflow.errors import AtlasError
 from workflow.grid import BASE_RECIPE, load
@@ -178,12 +179,40 @@ def test_the_seed_is_in_the_key_and_not_in_the_config_key(root):
     assert first.key != second.key
 
 
+def test_a_cell_has_the_sources_of_its_entry_and_of_the_rules_that_match(root):
+    rules = """
+overrides:
+  - {match: {task: two}, recipe: {lr: 0.5}, source: table 2}
+  - {match: {method: lora}, recipe: {epochs: 4}, source: the paper}
+  - {match: {method: head}, recipe: {epochs: 5}}
+"""
+    cells = grid(root, "[{method: lora, source: the paper}, head]", rules, tasks="{small: all}").cells
+    sources = {(cell.task, cell.method): cell.source for cell in cells}
+    assert sources == {
+        ("one", "lora"): "the paper",
+        ("two", "lora"): "the paper; table 2",
+        ("one", "head"): None,
+        ("two", "head"): "table 2",
+    }
+
+
+def test_a_source_is_kept_and_listed_and_no_part_of_the_key(root):
+    plain = grid(root, "[{method: lora, label: L}]")
+    said = grid(root, "[{method: lora, label: L, source: table 9}]")
+    (before,), (cell,) = plain.cells, said.cells
+    assert (cell.key, cell.path) == (before.key, before.path)
+    assert "source" not in before.to_json() and cell.to_json()["source"] == "table 9"
+    assert Cell.from_json(cell.to_json()) == cell and Cell.from_json(before.to_json()) == before
+    assert [row["source"] for row in listing.cells(said)] == ["table 9"]
+    assert all("source" not in row for row in listing.cells(plain))
+
+
 def test_a_key_stays_what_it_was_when_a_field_is_added():
     identity = {"suite": "glue", "task": "rte", "model": "m", "method": "lora", "label": "l", "division": "author"}
     parts = {"settings": {"rank": 8}, "recipe": {"lr": 1e-3}, "protocol": {"name": "p"}, "model_revision": "r"}
     cell = Cell(**identity, **parts, seed=0, plugin="0", building_blocks=1, training_loop=1)
     assert (cell.config_key, cell.key) == ("cc45ebfa", "06a2ae5f7f41efd6")
-    assert "start" not in cell.to_json()
+    assert not {"start", "source"} & cell.to_json().keys()
 
 
 STARTED = """
