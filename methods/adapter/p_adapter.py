@@ -92,6 +92,8 @@ class PAdapter(BottleneckMethod):
         return ("attn", "cross", "mlp")
 
     def supports(self, shape, task):
+        if not shape.dispatches:
+            return f"{shape.architecture} computes its attention itself: its weights cannot be had"
         for block in shape.blocks.values():
             if (r := block.width // self.settings.reduction) == 0 or r % block.heads:
                 return f"{block.width} / {self.settings.reduction} = {r} units cannot be shared by {block.heads} heads"

@@ -9,7 +9,7 @@ feed-forward ("repblock"; with the sites of the attention alone, "repattn"). The
 Xavier-uniform, U and both biases at zero, so the output is unchanged; s is chosen for each task from 0.1, 0.5, 1, 5 and
 10. Merges exactly: W <- W + s (W U) D, w <- w + s W (U a + b). Trained and stored: d r + d r / g + r + d an adapter.
 
-Where one of the maps has no bias that W b could be folded into (Llama, T5, ...), a and b are left out. Each map
+Where one of the maps has no bias (Llama, T5, ...), a and b are left out, so that merging adds nothing. Each map
 computes z by itself, so that in training q, k and v draw their dropout apart; the paper's code computes it once. In a
 post-norm block only the branch sees z, the residual does not. Cross-attention gets none: its query and its keys have
 different inputs. The paper's count of 0.22M for ViT-B/16 leaves the biases out (221,184), its code has 239,808; its
