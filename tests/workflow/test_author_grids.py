@@ -1,0 +1,134 @@
+"""The grids of the authors' own recipes: every figure says where it is from, and the counts are the papers'."""
+
+from functools import cache
+
+import pytest
+
+from models.entries import model
+from models.load import load as load_backbone
+from workflow import registry
+from workflow.documents import read_yaml
+from workflow.grid import load
+from workflow.registry import ROOT
+
+AUTHOR = {path.stem: path for path in sorted((ROOT / "config/author").glob("*.yaml"))}
+# trained parameters without the head, as the papers print them or by their formulas where they print them rounded:
+# grid, model, label, count
+COUNTS = [
+    ("glue", "roberta-base", "LoRA r=8", 294_912),
+    ("glue", "roberta-large", "LoRA r=8", 786_432),
+    ("glue", "roberta-large", "Adapter r=8", 835_968),
+    ("glue", "roberta-large", "Adapter r=64", 6_343_680),
+    ("glue", "roberta-base", "BitFit", 102_144),
+    ("glue", "roberta-base", "LoRA+ r=8", 294_912),
+    ("glue", "roberta-large", "LoRA, frozen A, r=8", 393_216),
+    ("glue", "roberta-base", "VeRA r=1024", 43_008),
+    ("glue", "roberta-large", "VeRA r=256", 61_440),
+    ("glue", "roberta-large", "VB-LoRA r=4", 161_280),
+    ("glue", "roberta-base", "DeLoRA r=8", 294_936),
+    ("glue", "roberta-base", "LoRMA+ r=8", 294_912),
+    ("glue", "roberta-base", "RandLoRA r=64", 718_848),
+    ("glue", "roberta-large", "RandLoRA r=100", 1_780_416),
+    ("commonsense", "llama-7b", "LoRA r=32", 56_098_816),
+    ("commonsense", "llama-7b", "DoRA r=32", 56_975_360),
+    ("commonsense", "llama-7b", "DoRA r=16", 28_925_952),
+    ("commonsense", "llama-2-7b", "DenseLoRA r=16", 917_504),
+    ("commonsense", "llama-3-8b", "DenseLoRA r=16", 925_696),
+    ("commonsense_response", "llama-2-7b", "HiRA r=32", 56_098_816),
+    ("commonsense_response", "llama-2-7b", "DiaBlo N=64", 70_254_592),
+    ("commonsense_response", "llama-3.2-1b", "ABBA r=16+16", 22_544_384),
+    ("gsm8k", "llama-2-7b", "PiSSA r=128", 319_815_680),
+    ("gsm8k", "llama-2-7b", "CorDA r=128", 319_815_680),
+    ("gsm8k", "llama-2-7b", "LoRA-GA r=8", 19_988_480),
+    ("gsm8k", "llama-2-7b", "NLoRA r=128", 319_815_680 + 3_670_016),
+    ("gsm8k", "llama-2-7b", "IntTune r=128", 3_670_016),
+    ("gsm8k", "mistral-7b", "LoRA-XS r=64", 917_504),
+    ("gsm8k", "gemma-7b", "LoRA-XS r=64", 802_816),
+    ("gsm8k", "mistral-7b", "LoRA-SB r=96", 2_064_384),
+    ("gsm8k", "llama-2-7b", "Bone r=64", 87_031_808),
+    ("vtab1k", "dinov2-b14", "PVeRA r=256 lr=0.001", 30_720),
+    ("vtab1k", "vit-b16", "LoRA r=8, Adapter+'s recipe", 294_912),
+]
+# printed as a share of the network with what is added, in percent
+SHARES = [
+    ("commonsense", "llama-7b", "LoRA r=32", 0.83),
+    ("commonsense", "llama-13b", "LoRA r=32", 0.67),
+    ("commonsense", "llama-3-8b", "LoRA r=32", 0.70),
+    ("commonsense", "llama-7b", "DoRA r=32", 0.84),
+    ("commonsense", "llama-13b", "DoRA r=32", 0.68),
+    ("commonsense", "llama-3-8b", "DoRA r=32", 0.71),
+    ("commonsense", "llama-7b", "DoRA r=16", 0.43),
+    ("commonsense", "llama-13b", "DoRA r=16", 0.35),
+    ("commonsense", "llama-3-8b", "RandLoRA r=30", 0.70),
+    ("commonsense_response", "llama-2-7b", "HiRA r=32", 0.83),
+    ("commonsense_response", "llama-3-8b", "HiRA r=32", 0.70),
+]
+
+
+@cache
+def cells(name):
+    return load(AUTHOR[name]).cells
+
+
+@cache
+def shape(name):
+    entry = model(name)
+    kind = "generation" if entry.kind == "decoder" else "classification"
+    return load_backbone(entry, kind, 2, weights="meta").shape
+
+
+def trained(grid, model_name, label):
+    """The closed form of the one configuration with this label, in its own settings."""
+    cell = next(cell for cell in cells(grid) if (cell.model, cell.label) == (model_name, label))
+    method = registry.load_method(registry.methods()[cell.method]).create(cell.settings)
+    method.planned = method.plan(shape(model_name))
+    return method.expected_parameters(shape(model_name)).trained
+
+
+def test_the_four_suites_are_there():
+    assert {cell.suite for name in AUTHOR for cell in cells(name)} == {"glue", "vtab1k", "gsm8k", "math", "commonsense"}
+
+
+@pytest.mark.parametrize("name", AUTHOR)
+def test_every_entry_and_every_rule_says_where_it_is_from(name):
+    document = read_yaml(AUTHOR[name])
+    unsaid = [item for part in ("methods", "overrides") for item in document.get(part, []) if not item.get("source")]
+    assert not unsaid
+
+
+@pytest.mark.parametrize("name", AUTHOR)
+def test_every_cell_is_of_the_author_division_and_has_its_sources(name):
+    assert {cell.division for cell in cells(name)} == {"author"}
+    assert all(cell.source for cell in cells(name))
+    assert not load(AUTHOR[name]).broken
+
+
+@pytest.mark.parametrize("name", AUTHOR)
+def test_a_label_is_one_configuration_of_a_task_and_model(name):
+    """Entries whose cells repeat are one, so that nothing is ranked twice."""
+    labels = [(cell.task, cell.model, cell.label, cell.seed) for cell in cells(name)]
+    assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize("name", AUTHOR)
+def test_rates_are_those_of_the_grid_and_not_of_a_plugin(name, monkeypatch):
+    def rates():
+        return [cell.recipe["lr"] for cell in load(AUTHOR[name]).cells]
+
+    found = rates()
+    methods = registry.methods()
+    for info in methods.values():
+        monkeypatch.setitem(info.recipe, "lr", 0.123)
+    monkeypatch.setattr(registry, "methods", lambda *_: methods)
+    assert rates() == found
+
+
+@pytest.mark.parametrize(("grid", "model_name", "label", "count"), COUNTS)
+def test_a_method_in_its_papers_settings_has_the_papers_count(grid, model_name, label, count):
+    assert trained(grid, model_name, label) == count
+
+
+@pytest.mark.parametrize(("grid", "model_name", "label", "percent"), SHARES)
+def test_a_method_in_its_papers_settings_has_the_papers_share(grid, model_name, label, percent):
+    added = trained(grid, model_name, label)
+    assert round(100 * added / (model(model_name).parameters + added), 2) == percent
