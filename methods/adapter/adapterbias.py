@@ -8,11 +8,10 @@ from the token's activated units. v and c start at zero, w from Normal(0, 0.02),
 its first gradient after v has moved. Trained too: every layer norm but those of the attention (in BERT those after
 the feed-forward and after the embeddings). Trained and stored: d + d_ff + 1 a block, and the norms.
 
-alpha v is linear in u, so the shift merges up to rounding: W' = W + v w and b' = b + c v, a matrix of rank one. Where
-W has no bias (Llama, T5) there is none to hold c v, and c is left out. The paper has BERT and RoBERTa; elsewhere the
-norms follow the same rule: all but those of the attention. W u passes the branch's dropout and in the authors' code
-alpha v does not; here both do. Left out: one w for all blocks, a variant. The rate is theirs, constant and without
-warm-up for 20 to 120 epochs.
+alpha v is linear in u, so the shift merges up to rounding: W' = W + v w, of rank one, and b' = b + c v; where W has no
+bias (Llama, T5) merging adds one. The paper has BERT and RoBERTa; elsewhere the norms follow the same rule: all but
+those of the attention. W u passes the branch's dropout and in the authors' code alpha v does not; here both do. Left
+out: one w for all blocks, a variant. The rate is theirs, constant and without warm-up for 20 to 120 epochs.
 """
 
 from dataclasses import dataclass
@@ -41,20 +40,18 @@ class AdapterBias(LinearMethod):
         def __init__(self, shape, settings, shared):
             super().__init__(shape, settings, shared)
             self.v, self.w = nn.Parameter(empty(shape.out)), nn.Parameter(empty(1, shape.inp))
-            self.c = nn.Parameter(empty(1)) if shape.bias else None
+            self.c = nn.Parameter(empty(1))
 
         def initialise(self, W, b, rng, found):
             self.v.zero_()
             self.w.copy_(empty(self.w.shape).normal_(0, 0.02, generator=rng))
-            if self.c is not None:
-                self.c.zero_()
+            self.c.zero_()
 
         def forward(self, x, base):
-            c = None if self.c is None else self.c.to(x.dtype)
-            return base(x) + F.linear(x, self.w.to(x.dtype), c) * self.v.to(x.dtype)
+            return base(x) + F.linear(x, self.w.to(x.dtype), self.c.to(x.dtype)) * self.v.to(x.dtype)
 
         def weight(self, W, b):
-            return W + self.v[:, None] * self.w, None if b is None else b + self.c * self.v
+            return W + self.v[:, None] * self.w, self.c * self.v + (0 if b is None else b)
 
     def attach(self, backbone, ctx):
         super().attach(backbone, ctx)
@@ -63,6 +60,6 @@ class AdapterBias(LinearMethod):
             self.train_base(backbone, {f"{s}.{n}": p for s, m in norms.items() for n, p in m.named_parameters()})
 
     def expected_parameters(self, shape):
-        shifts = sum(out + inp + bias for out, inp, bias in shape.at(self.settings.sites, self.settings.layers))
+        shifts = sum(out + inp + 1 for out, inp, _ in shape.at(self.settings.sites, self.settings.layers))
         norms = sum(size * (1 + bias) for s, (size, bias) in shape.norms.items() if s.name not in OF_ATTENTION)
         return Count(trained=shifts + (norms if self.settings.train_norms else 0))

@@ -65,6 +65,7 @@ class LinearMap(nn.Module):
         weight, bias = self.weight(W, b)
         if isinstance(self.gate, float) and self.gate == 1.0:
             return weight, bias
+        b = 0.0 if b is None else b
         bias = bias if bias is None else b + self.gate * (bias - b)
         return W + self.gate * (weight - W), bias
 
