@@ -531,14 +531,14 @@ def every_parameter_learns(case: Case) -> str | None:
 
 @rule("6.1")
 def loss_falls(case: Case) -> str:
-    """With a frozen head, fifteen steps on a toy task lower its loss."""
+    """With a frozen head, fifteen steps (or the method's `patience`) on a toy task lower its loss."""
     probe = begin(case, max_steps=1)
     if not probe.method.learns:
         raise Skip("exempt: learns = False")
     data, tried = toy.examples(case.model, 32), []
     for rate in LEARNING_RATES:
         head = {"head_lr": 0.0} if probe.method.trained() else {}
-        training = begin(case, lr=rate, batch_size=16, max_steps=15, **head)
+        training = begin(case, lr=rate, batch_size=16, max_steps=probe.method.patience, **head)
         before = mean_loss(training, data)
         training.run()
         after = mean_loss(training, data)

@@ -118,8 +118,9 @@ class Method:
     edits_base: what happens to the pretrained weights: "no", "offset" (W is split into W_res and a trained part),
     "trained" (some of them are trained in place), "replaced" (quantised, factorised).
     no_gradient: patterns of parameter names that may never get a gradient, with the reason in the docstring.
-    learns: whether training is meant to lower the loss on the true labels. tiny: settings for the conformance checks
-    where the defaults do not fit networks of width 32. These three never change a number and are not in a cell's key.
+    learns: whether training is meant to lower the loss on the true labels; patience: steps in which it does on a toy
+    task. tiny: settings for the conformance checks where the defaults do not fit networks of width 32. These four never
+    change a number and are not in a cell's key.
     `parts` holds the method's own modules; the head belongs to the harness.
     """
 
@@ -136,6 +137,7 @@ class Method:
     stackable: bool = False
     trains: bool = True
     learns: bool = True
+    patience: int = 15
     no_gradient: tuple[str, ...] = ()
     tiny: dict[str, Any] = {}
 

@@ -1,0 +1,24 @@
+"""`patience`: how many steps a method may take until the loss of the toy task has fallen."""
+
+import ast
+
+import pytest
+
+from workflow import conformance, registry
+from workflow.source import canonical
+
+
+@pytest.mark.parametrize(("method", "steps"), [("lora", 15), ("prompt_tuning", 100)])
+def test_the_check_takes_as_many_steps(method, steps, monkeypatch):
+    asked, begin = [], conformance.begin
+    monkeypatch.setattr(
+        conformance, "begin", lambda case, **more: asked.append(more["max_steps"]) or begin(case, **more)
+    )
+    conformance.loss_falls(conformance.Case(registry.methods()[method], "tiny-bert"))
+    assert asked[0] == 1 and set(asked[1:]) == {steps}
+
+
+def test_it_is_in_no_key():
+    sources = (f"class M(Method):\n    name = 'm'\n{line}" for line in ("", "    patience = 60\n"))
+    plain, patient = (canonical(ast.parse(source)) for source in sources)
+    assert plain == patient
