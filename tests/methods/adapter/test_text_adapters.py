@@ -21,6 +21,7 @@ from methods.adapter.houlsby import Houlsby
 from methods.adapter.parallel_adapter import ParallelAdapter
 from methods.adapter.pfeiffer import Pfeiffer
 from methods.base.contract import Phase, Step
+from models.placement import spread
 from models.shape import LinearShape, SiteId
 from tests.helpers import attach, backbone, batch, close, copies, differ, lively, run, same, trained, training
 from workflow.count import count
@@ -416,6 +417,15 @@ class TestAdapterBias:
         attach(method, on, training_of)
         training_of.run()
         assert same(copies(on.model), before)
+
+
+@pytest.mark.parametrize("plugin", [Pfeiffer, AdapterDrop, ParallelAdapter, Compacter, AdapterBias])
+def test_a_network_may_be_spread_over_two_devices(plugin):
+    on, method = backbone("tiny-bert"), plugin.create(plugin.tiny)
+    spread(on, ("cpu", "meta"))
+    method.planned = method.plan(on.shape)
+    method.attach(on, None)
+    assert on.forward(batch("tiny-bert")).logits.device.type == "meta"
 
 
 BERT_NORMS = 12 * 2 * 768 + 2 * 768
