@@ -13,6 +13,9 @@ from models.shape import SiteId
 from tests.helpers import attach, backbone, batch, close, gradients, images, run, text
 from workflow.count import count
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Unsupported layer type:UserWarning", "ignore:.*is_gradient:FutureWarning"
+)
 PEFT = {
     "tiny-bert": ["LayerNorm"],
     "tiny-llama": ["input_layernorm", "post_attention_layernorm", "norm"],
