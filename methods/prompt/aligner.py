@@ -87,7 +87,7 @@ class Aligner(AttentionMethod):
     def merge(self):
         if not self.mergeable:
             return super().merge()
-        error, E = 0.0, self.parts["shared/tokens"].E
+        error, E = 0.0, self.parts["shared/tokens"].E.float()
         for place in self.planned.sites:
             module = self.parts[key(place)]
             o, v = (self.backbone.site(place._replace(name=f"attn.{n}")) for n in "ov")
@@ -96,7 +96,7 @@ class Aligner(AttentionMethod):
             token = token if v.bias() is None else token + v.bias().float()
             values = token.unflatten(0, (self.backbone.shape.block(place).kv_heads, -1))
             values = values.repeat_interleave(heads // len(values), 0)
-            added = W @ (module.gate * module.g[:, None] * values).flatten()
+            added = W @ (module.gate * module.g.float()[:, None] * values).flatten()
             wanted = added if b is None else b.float() + added
             self.backbone.write(o, W, wanted, merging=True)
             error, module.merged = max(error, (o.bias().float() - wanted).abs().max().item()), True

@@ -22,6 +22,7 @@ memory grows with the square of the length. The formula is from the code; of the
 
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import empty, nn
 
@@ -47,6 +48,7 @@ class NTKPrefix(nn.Module):
         E = (scores - M).exp()
         phi = (F.elu(call.q * call.scale**0.5) + 1) * (-M).exp()
         total = E.sum(-1, keepdim=True) + phi @ self.k.abs()[..., None]
+        total = total.clamp_min(torch.finfo(total.dtype).tiny)  # padding may see nothing at all
         V = call.v.repeat_interleave(E.shape[1] // call.v.shape[1], 1)
         return ((F.dropout(E, call.dropout) @ V + phi @ self.Z) / total).to(dtype)
 
