@@ -180,16 +180,16 @@ def _kept_at(site: Any, module: Any, linears: Mapping) -> tuple[str, Kept]:
     return site.name, Kept(bool(factors) or bool(vectors) and not scales, scales, inner)
 
 
-def guessed(edits_base: str, trains: bool, settings: Mapping[str, Any], sizes: Sizes) -> Learned:
+def guessed(everything: bool, trains: bool, settings: Mapping[str, Any], sizes: Sizes) -> Learned:
     """What a method trains as far as its plugin's literal metadata and a cell's settings tell; rather too much.
 
-    A method that trains pretrained weights in place counts as training all of them. `rank` with `sites` is the count
-    of a pair of factors, which is exact for LoRA. All others are taken to train one percent of the backbone through
-    modules that keep the input and output of every linear map that `sites` names, or of all of them.
+    everything: it trains pretrained matrices in place, and counts as training all of them. `rank` with `sites` is the
+    count of a pair of factors, which is exact for LoRA. All others are taken to train one percent of the backbone
+    through modules that keep the input and output of every linear map that `sites` names, or of all of them.
     """
     if not trains:
         return Learned()
-    if edits_base == "trained":
+    if everything:
         return Learned(sizes.parameters, everything=True)
     maps = [(name, size, stack) for stack in sizes.stacks for name, size in sizes.linears(stack).items()]
     named = [each for each in maps if each[0] in settings.get("sites", ())] or maps

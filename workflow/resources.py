@@ -71,7 +71,8 @@ def learned_of(
         base = methods[settings["base"]]
         inner = {name: setting.default for name, setting in base.settings.items()} | (settings["base_settings"] or {})
         return learned_of(base, inner, methods, network)
-    return estimate.guessed(_literal(info, "edits_base", "no"), _literal(info, "trains", True), settings, network)
+    everything = _literal(info, "edits_base", "no") == "trained" and not _literal(info, "vectors_only", False)
+    return estimate.guessed(everything, _literal(info, "trains", True), settings, network)
 
 
 def _literal(info: MethodInfo, name: str, default: Any) -> Any:
@@ -79,7 +80,7 @@ def _literal(info: MethodInfo, name: str, default: Any) -> Any:
     try:
         return info.source.classes[info.class_name].attribute(name, default)
     except ValueError:
-        return {"edits_base": "trained", "trains": True}[name]
+        return {"edits_base": "trained", "trains": True, "vectors_only": False}[name]
 
 
 def _operations(

@@ -268,7 +268,7 @@ def import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
-_CHECKS_ONLY = frozenset({"learns", "no_gradient", "patience", "tiny"})  # class attributes that only the checks read
+_CHECKS_ONLY = frozenset({"learns", "no_gradient", "patience", "tiny", "vectors_only"})  # what no number depends on
 
 
 def canonical(tree: ast.AST) -> str:

@@ -29,6 +29,7 @@ class AdapterBias(LinearMethod):
     title = "AdapterBias: Parameter-efficient Token-dependent Representation Shift for Adapters in NLP Tasks"
     mergeable = identity_at_init = True
     edits_base = "trained"
+    vectors_only = True
     recipe = {"lr": 1e-4, "schedule": "constant", "warmup": 0.0}
 
     @dataclass(frozen=True)

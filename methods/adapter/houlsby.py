@@ -21,6 +21,7 @@ class Houlsby(BottleneckMethod):
     title = "Parameter-Efficient Transfer Learning for NLP"
     recipe = {"lr": 1e-3}
     edits_base = "trained"
+    vectors_only = True
 
     @dataclass(frozen=True)
     class Settings:

@@ -111,6 +111,7 @@ class VLPET(BottleneckMethod):
     title = "VL-PET: Vision-and-Language Parameter-Efficient Tuning via Granularity Control"
     kinds = ("encoder", "encoder_decoder", "vision")
     edits_base = "trained"
+    vectors_only = True
     recipe = {"lr": 1e-3}
 
     @dataclass(frozen=True)

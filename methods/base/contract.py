@@ -119,8 +119,9 @@ class Method:
     "trained" (some of them are trained in place), "replaced" (quantised, factorised).
     no_gradient: patterns of parameter names that may never get a gradient, with the reason in the docstring.
     learns: whether training is meant to lower the loss on the true labels; patience: steps in which it does on a toy
-    task. tiny: settings for the conformance checks where the defaults do not fit networks of width 32. These four never
-    change a number and are not in a cell's key.
+    task. tiny: settings for the conformance checks where the defaults do not fit networks of width 32. vectors_only: of
+    pretrained weights only norms and biases are trained, which the estimate of a job's memory wants to know. These five
+    never change a number and are not in a cell's key.
     `parts` holds the method's own modules; the head belongs to the harness.
     """
 
@@ -140,6 +141,7 @@ class Method:
     patience: int = 15
     no_gradient: tuple[str, ...] = ()
     tiny: dict[str, Any] = {}
+    vectors_only: bool = False
 
     @dataclass(frozen=True)
     class Settings:

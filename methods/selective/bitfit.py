@@ -18,6 +18,7 @@ class BitFit(Method):
     kinds = ("encoder", "decoder", "vision")
     mergeable = identity_at_init = True
     edits_base = "trained"
+    vectors_only = True
     no_gradient = ("*attn.k.bias",)
     recipe = {"lr": 1e-3, "schedule": "constant", "warmup": 0.0}
 

@@ -29,6 +29,7 @@ class DiffFit(LinearMethod):
     title = "DiffFit: Unlocking Transferability of Large Diffusion Models via Simple Parameter-Efficient Fine-Tuning"
     mergeable = identity_at_init = True
     edits_base = "trained"
+    vectors_only = True
     no_gradient = ("*attn.k.bias",)
     recipe = {"lr": 1e-3}
 

@@ -24,6 +24,7 @@ class LNTuning(Method):
     title = "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning"
     mergeable = identity_at_init = True
     edits_base = "trained"
+    vectors_only = True
     recipe = {"lr": 1e-3}
 
     @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def test_what_a_rank_costs_is_exact_in_the_guess_from_settings():
     for name in ("roberta-base", "smollm2-135m", "vit-b16"):
         backbone, method = count.attached("lora", name, {"rank": 4})
         settings = {"rank": 4, "sites": ["attn.q", "attn.v"], "layers": None}
-        guess = estimate.guessed("no", True, settings, sizes.of(model_entry(name)))
+        guess = estimate.guessed(False, True, settings, sizes.of(model_entry(name)))
         assert guess == estimate.learned_by(method, backbone)
 
 

@@ -4,8 +4,11 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from models.entries import model as model_entry
 from tests.workflow import projects
-from workflow import entry, registry
+from workflow import count, entry, registry, resources, sizes
 from workflow.grid import load
 
 GRID = """
@@ -93,3 +96,26 @@ def test_the_number_of_gpus_reaches_the_scheduler(tmp_path):
     command += ["--config", "grid=grid.yaml", "--cores", "1", "--dry-run", "--quiet", "host"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert asked > 1 and f"gpu={asked}" in done.stdout + done.stderr
+
+
+def learned(name, model="roberta-base"):
+    """What the job of a method with its own settings is estimated to train."""
+    known, network = registry.methods(), sizes.of(model_entry(model))
+    values = {name: setting.default for name, setting in known[name].settings.items()}
+    return resources.learned_of(known[name], values, known, network)
+
+
+def test_training_norms_or_biases_in_place_is_not_training_everything():
+    assert learned("full").everything and learned("random_labels").everything
+    for name in ("bitfit", "houlsby", "compacter", "compacter_pp", "ln_tuning"):
+        assert not learned(name).everything, name
+
+
+VECTORS = [name for name, info in registry.methods().items() if resources._literal(info, "vectors_only", False)]
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_who_says_that_only_vectors_are_trained_trains_only_vectors(name):
+    supported = [count.attached(name, model, {})[1] for model in ("minilm-l6", "vit-b16")]
+    trained = [p for attached in supported for p in attached.base_parameters.values()]
+    assert trained and all(p.dim() == 1 for p in trained)
