@@ -283,6 +283,7 @@ class Training:
     def _start_phase(self, phase: Phase, index: int) -> None:
         if phase.rewind:
             self.load_weights(self._initial)
+            self.best, self.log.best_step, self.log.best_value = None, -1, -math.inf
         if self.optimizer is None or phase.reset_optimizer:
             self.optimizer = self._build_optimizer()
         if index == 0:

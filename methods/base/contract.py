@@ -50,7 +50,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training. share: part of the recipe's steps; data: the split it trains on."""
+    """A stretch of training. share: part of the recipe's steps; data: the split it trains on.
+
+    rewind: it begins again from the first weights, and no checkpoint from before it is chosen.
+    """
 
     name: str = "train"
     share: float = 1.0

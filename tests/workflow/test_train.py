@@ -213,6 +213,16 @@ class Pruning(Drawing):
             self.total += ctx.evaluate("validation", 5)
 
 
+def test_a_checkpoint_from_before_a_rewind_is_never_chosen():
+    """The scores fall all the time, so that the first of all would be the best."""
+    on, method, scores = backbone("tiny-bert"), Pruning(), iter(range(100, 0, -1))
+    context = training(on, method, encoded(14), lambda data: float(next(scores)), max_steps=8, evaluations=2)
+    attach(method, on, context)
+    context.run()
+    assert [step for step, _ in context.log.validation] == [2, 4, 6, 8]
+    assert context.log.best_step == 6 and context.best is not None
+
+
 class TestResuming:
     STEPS = 10
 
