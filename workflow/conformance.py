@@ -50,6 +50,8 @@ RECIPE = BASE_RECIPE | {
     "warmup": 0.0,
 }
 
+LIFE = {"batch_size": 4, "examples": 16}  # small batches: random numbers and bf16 are slow on a CPU
+
 
 class Failed(Exception):
     """The method breaks a rule; the text says what was expected, what was found and where."""
@@ -89,7 +91,7 @@ def rule(number: str, per_model: bool = True) -> Callable:
 
 @dataclass(frozen=True)
 class Case:
-    """A method on a tiny network."""
+    """A method on a tiny network, and what its rules share."""
 
     info: MethodInfo
     model: str
@@ -101,6 +103,11 @@ class Case:
     @cached_property
     def unsupported(self) -> str | None:
         return self.create().supports(_shape(self.model), toy.task(self.model))
+
+    @cached_property
+    def shared(self) -> dict[Any, Any]:
+        """What one rule made and others look at (see `lived`); empty again after a rule that failed."""
+        return {}
 
     def create(self, **values: Any) -> Method:
         return self.plugin.create(self.plugin.tiny | values)
@@ -154,17 +161,10 @@ def begin(
     return training
 
 
-def trained(case: Case, **options: Any) -> Training:
-    """The same after three steps of the real loop, so that nothing is at its start any more."""
-    training = begin(case, **options)
-    training.run()
-    training.method.prepare_inference()
-    return training
-
-
 def evaluating(training: Training) -> None:
-    training.backbone.train(False)
-    training.method.parts.train(False)
+    if training.backbone.model.training or training.method.parts.training:  # setting it takes long
+        training.backbone.train(False)
+        training.method.parts.train(False)
 
 
 @torch.inference_mode()
@@ -220,6 +220,45 @@ def record_gradients(training: Training) -> list[dict[str, Tensor]]:
     return seen
 
 
+def record_undeclared(training: Training) -> list[str | None]:
+    """A list that gets, at the first backward pass, what would receive a gradient unasked, or None."""
+    seen, original = [], training.backward
+
+    def backward(loss):
+        if not seen:
+            seen.append(_undeclared(training, loss))
+        original(loss)
+
+    training.backward = backward
+    return seen
+
+
+def _undeclared(training: Training, loss: Tensor) -> str | None:
+    """The place of a tensor that is neither trained by the method nor in the head and would receive a gradient."""
+    backbone, method = training.backbone, training.method
+    head = backbone.head.parameters() if backbone.head is not None else ()
+    declared = {id(p) for p in (*method.trained(), *head)}
+    names = {id(p): name for name, p in (*backbone.model.named_parameters(), *method.parts.named_parameters())}
+    asked = [p for p in backbone.model.parameters() if p.requires_grad]
+    more = (leaf for leaf in (*asked, *_leaves(loss)) if id(leaf) not in declared)
+    places = (names.get(id(leaf), f"a tensor of shape {tuple(leaf.shape)} outside `parts`") for leaf in more)
+    return next(places, None)
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that `backward` would give a gradient."""
+    found, seen, waiting = [], set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
+
+
 def tensors(backbone: Backbone) -> dict[str, Tensor]:
     """Copies of every parameter and buffer of the network."""
     return {name: tensor.detach().clone() for name, tensor in _named_tensors(backbone)}
@@ -250,6 +289,122 @@ def structure(backbone: Backbone) -> dict[str, Any]:
         facts[f"{name}: gradient"] = parameter.grad is not None
         facts[f"{name}: hooks"] = sum(len(h) for h in hooks if h)
     return facts
+
+
+# ---- one life, many rules ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Look:
+    """What is seen of a training at one time.
+
+    network: its tensors; weights: what is trained, and the head; trained, frozen: the types of trained parameters and
+    of the network's others; base: names of pretrained tensors that are trained; planned: of those at planned sites.
+    """
+
+    network: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    trained: dict[str, torch.dtype]
+    frozen: dict[str, torch.dtype]
+    base: list[str]
+    planned: list[str]
+
+
+@dataclass
+class Life:
+    """A method attached, initialised and trained by the real loop, so that nothing is at its start any more.
+
+    before: tensors of the network as it came; start: after `initialise`; end: after training; then inference was
+    prepared. gradients: of every step. unmerged: output and network before its change was merged. Of the first life
+    alone, facts: structure of the network as it came; undeclared: see `record_undeclared`, of a plain training step.
+    """
+
+    training: Training
+    before: dict[str, Tensor]
+    facts: dict[str, Any]
+    start: Look
+    end: Look
+    gradients: list[dict[str, Tensor]]
+    undeclared: list[str | None]
+    unmerged: tuple[Tensor, dict[str, Tensor]] | None = None
+
+    @cached_property
+    def output(self) -> Tensor:
+        return output(self.training)
+
+
+FIRST, SECOND, HALF = "first", "second", "half"  # two equal lives, and one in bf16
+
+
+def lived(case: Case, which: str) -> Life:
+    """A life of the method, lived once: rules look at it. One that changes it gets it from `take`."""
+    if which not in case.shared:
+        case.shared[which] = _live(case, which)
+    return case.shared[which]
+
+
+def take(case: Case, which: str) -> Life:
+    """The same for one rule alone: whoever asks next gets another."""
+    lived(case, which)
+    return case.shared.pop(which)
+
+
+def _live(case: Case, which: str) -> Life:
+    torch.manual_seed(1 + (FIRST, SECOND, HALF).index(which))  # nothing may depend on what was drawn before
+    dtype = "bfloat16" if which == HALF else "float32"
+    backbone = toy.backbone(case.model, getattr(torch, dtype))
+    before, facts = tensors(backbone), structure(backbone) if which == FIRST else {}
+    training = begin(case, backbone=backbone, dtype=dtype, **LIFE)
+    method, start, seen = training.method, _look(training), record_gradients(training)
+    plain = which == FIRST and type(method).training_step is Method.training_step
+    undeclared = record_undeclared(training) if plain else []
+    training.run()
+    end = _look(training)
+    method.prepare_inference()
+    case.shared[which, "weights"] = start.weights, end.weights
+    return Life(training, before, facts, start, end, seen, undeclared)
+
+
+def _look(training: Training) -> Look:
+    backbone, method = training.backbone, training.method
+    named = dict(_named_tensors(backbone))
+    base = {id(p) for p in method.base_parameters.values()}
+    planned: set[int] = set()
+    if method.edits_base in ("offset", "replaced"):
+        modules = [backbone.site(s).module for s in method.planned.sites if s in backbone.shape.linears]
+        planned = {id(p) for module in modules for p in module.parameters()}
+    beside = _beside_trained(method, backbone) if base else set()
+    frozen = {name: t.dtype for name, t in named.items() if isinstance(t, nn.Parameter) and id(t) not in beside}
+    return Look(
+        {name: tensor.detach().clone() for name, tensor in named.items()},
+        training.weights(),
+        {name: p.dtype for name, p in parameters(method).items()},
+        frozen,
+        [name for name, tensor in named.items() if id(tensor) in base],
+        [name for name, tensor in named.items() if id(tensor) in planned],
+    )
+
+
+def _beside_trained(method: Method, backbone: Backbone) -> set[int]:
+    """Ids of trained pretrained parameters and of those in the same module: a norm wants one type for both."""
+    base = {id(p) for p in method.base_parameters.values()}
+    families = ([id(p) for p in module.parameters(recurse=False)] for module in backbone.model.modules())
+    return {own for family in families if base & set(family) for own in family}
+
+
+def begun(case: Case) -> Training:
+    """The method attached and initialised, as rule 6.1 trains it first; the others look at it."""
+    if "begun" not in case.shared:
+        case.shared["begun"] = _begin_to_learn(case, LEARNING_RATES[0])
+    return case.shared["begun"]
+
+
+def _begin_to_learn(case: Case, rate: float) -> Training:
+    """Ready for the steps of rule 6.1, the head frozen wherever something else is trained."""
+    training = begin(case, lr=rate, batch_size=16, max_steps=case.create().patience)
+    if training.method.trained():
+        training.recipe["head_lr"] = 0.0
+    return training
 
 
 # ---- comparing -----------------------------------------------------------------------------------------------
@@ -352,8 +507,12 @@ def settings_are_strict(case: Case) -> None:
 @rule("1.3", per_model=False)
 def discovery(case: Case) -> None:
     """Listing the methods finds the file under its name."""
-    found, path = registry.methods(), case.info.path
+    path = case.info.path
     inside = path.is_relative_to(ROOT / "methods")
+    found = _listed()
+    if inside and case.info.name not in found:
+        _listed.cache_clear()
+        found = _listed()
     other = found.get(case.info.name)
     taken = f"the name '{case.info.name}' at {other.path}" if other else f"no method '{case.info.name}'"
     if inside:
@@ -362,77 +521,52 @@ def discovery(case: Case) -> None:
         expect(other is None, "a name of its own", taken, "discovery")
 
 
+@cache
+def _listed() -> dict[str, MethodInfo]:
+    """The list of methods: reading it takes longer, the more there are."""
+    return registry.methods()
+
+
 # ---- 2 the backbone ------------------------------------------------------------------------------------------
 
 
 @rule("2.1")
 def gradients(case: Case) -> None:
     """Only the method's trained parameters and the head receive gradients."""
-    training = begin(case)
-    backbone, method = training.backbone, training.method
-    batch = next(training.batches())
-    backbone.train(True)
-    method.parts.train(True)
-    loss = training.loss(training.forward(batch), batch)
-    head = backbone.head.parameters() if backbone.head is not None else ()
-    declared = {id(p) for p in (*method.trained(), *head)}
-    names = {id(p): name for name, p in (*backbone.model.named_parameters(), *method.parts.named_parameters())}
-    asked = [p for p in backbone.model.parameters() if p.requires_grad]
-    for leaf in (*asked, *_leaves(loss)):
-        place = names.get(id(leaf), f"a tensor of shape {tuple(leaf.shape)} outside `parts`")
-        expect(id(leaf) in declared, "gradients of declared parameters only", "one more that requires them", place)
-
-
-def _leaves(loss: Tensor) -> list[Tensor]:
-    """The tensors that `backward` would give a gradient."""
-    found, seen, waiting = [], set(), [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        waiting += [parent for parent, _ in node.next_functions]
-    return found
+    seen = lived(case, FIRST).undeclared
+    if not seen:  # the method steps in a way of its own, or does not
+        training = begin(case)
+        training.backbone.train(True)
+        training.method.parts.train(True)
+        batch = next(training.batches())
+        seen = [_undeclared(training, training.loss(training.forward(batch), batch))]
+    expect(seen[0] is None, "gradients of declared parameters only", "one more that requires them", seen[0])
 
 
 @rule("2.2")
 def backbone_unchanged(case: Case) -> None:
     """Attaching and training leave the network's tensors alone, but for what `edits_base` says."""
-    backbone = toy.backbone(case.model)
-    before = tensors(backbone)
-    training = begin(case, backbone=backbone)
-    method, start = training.method, tensors(backbone)
-    edits = f"{case.info.class_name}.edits_base = {method.edits_base!r}"
-    base = {id(p) for p in method.base_parameters.values()}
+    life = lived(case, FIRST)
+    edits, start = life.training.method.edits_base, life.start
     expect(
-        not base or method.edits_base != "no",
-        f"no trained pretrained parameters with {edits}",
-        f"{len(base)}",
+        not start.base or edits != "no",
+        f"no trained pretrained parameters with {case.info.class_name}.edits_base = {edits!r}",
+        f"{len(start.base)}",
         "attach",
     )
-    planned = set()
-    if method.edits_base in ("offset", "replaced"):
-        modules = [backbone.site(s).module for s in method.planned.sites if s in backbone.shape.linears]
-        planned = {id(p) for module in modules for p in module.parameters()}
-    mine = [name for name, tensor in _named_tensors(backbone) if id(tensor) in base]
-    split = [name for name, tensor in _named_tensors(backbone) if id(tensor) in planned]
-    if method.edits_base != "replaced":
-        same_tensors(before, start, "attach and initialise", skip=split)
-    training.run()
-    same_tensors(start, tensors(backbone), "three training steps", skip=mine)
+    if edits != "replaced":
+        same_tensors(life.before, start.network, "attach and initialise", skip=start.planned)
+    same_tensors(start.network, life.end.network, "three training steps", skip=start.base)
 
 
 @rule("2.3")
 def detach(case: Case) -> None:
     """After training, `detach` leaves every tensor, hook, class, attribute and flag as before `attach`."""
-    backbone = toy.backbone(case.model)
-    before, facts = tensors(backbone), structure(backbone)
-    training = trained(case, backbone=backbone)
-    training.method.detach()
+    life = take(case, FIRST)
+    backbone, facts = life.training.backbone, life.facts
+    life.training.method.detach()
     backbone.train(True)
-    same_tensors(before, tensors(backbone), "detach")
+    same_tensors(life.before, tensors(backbone), "detach")
     after = structure(backbone)
     for name in sorted(facts.keys() | after.keys()):
         expect(
@@ -449,7 +583,7 @@ def detach(case: Case) -> None:
 @rule("3.1")
 def count(case: Case) -> None:
     """As many parameters are trained and added as `expected_parameters` says."""
-    training = begin(case)
+    training = begun(case)
     method, expected = training.method, _expected(training)
     attached = sum(p.numel() for p in method.trained())
     expect(
@@ -474,10 +608,9 @@ def count_on_meta(case: Case) -> None:
 @rule("3.3")
 def count_in_optimizer(case: Case) -> None:
     """The optimiser holds exactly what is trained."""
-    training = begin(case, max_steps=1)
+    training = lived(case, SECOND).training
     if not training.method.trains:
         raise Skip("does not train")
-    training.run()
     expected = _expected(training).trained
     expect(
         within(training.log.after_optimizer, expected), expected, training.log.after_optimizer, "the optimiser's groups"
@@ -490,55 +623,66 @@ def count_in_optimizer(case: Case) -> None:
 @rule("4.1")
 def identity(case: Case) -> str:
     """With `identity_at_init`, attaching does not change the output."""
-    backbone = toy.backbone(case.model)
-    batch = toy.examples(case.model, 6).batch(np.arange(6))
-    plain = Training(backbone, Method(), RECIPE, None, None, seed=0)
-    before = outputs(plain, batch)
-    training = begin(case, backbone=backbone)
+    training = begun(case)
     if not training.method.identity_at_init:
         raise Skip("identity_at_init is not declared")
     tolerance = OFFSET_TOLERANCE if training.method.edits_base in ("offset", "replaced") else NOISE
-    error = close(torch.cat(before), torch.cat(outputs(training, batch)), "the output after initialise", tolerance)
+    error = close(_plain_output(case.model), output(training), "the output after initialise", tolerance)
     return f"error {error:.1g}" if error else "exact"
+
+
+@cache
+def _plain_output(model: str) -> Tensor:
+    return output(Training(toy.backbone(model), Method(), RECIPE, None, None, seed=0))
 
 
 @rule("5.1")
 def every_parameter_learns(case: Case) -> str | None:
     """Within five steps every trained parameter gets a gradient that is not zero."""
-    training = begin(case, max_steps=5)
-    method = training.method
-    names = parameters(method)
+    life = lived(case, SECOND)
+    method, names, seen = life.training.method, life.start.trained, life.gradients
     if not method.trains or not names:
         raise Skip("trains nothing but the head" if method.trains else "does not train")
-    start = {name: p.detach().clone() for name, p in names.items()}
-    seen = record_gradients(training)
-    training.run()
-    if not seen:  # the method steps by itself: what moved tells
-        seen = [{name: p.detach() - start[name] for name, p in names.items()}]
-    moved = {name: max((g[name].abs().max().item() for g in seen if name in g), default=0.0) for name in names}
-    floor = NOISE * max(moved.values())
-    still = [name for name in names if moved[name] <= floor]
-    excused = [name for name in still if any(fnmatch.fnmatch(name, p) for p in method.no_gradient)]
-    left = [name for name in still if name not in excused]
+    still, left = _without_gradient(method, names, seen)
+    if left:  # three steps were not enough
+        still, left = _without_gradient(method, names, _five_steps(case))
     expect(
         not left,
         "a gradient for every trained parameter",
         f"none for {', '.join(left)}",
         f"{len(left)} of {len(names)}",
     )
-    return f"exempt: {', '.join(method.no_gradient)}" if excused else None
+    return f"exempt: {', '.join(method.no_gradient)}" if len(still) > len(left) else None
+
+
+def _five_steps(case: Case) -> list[dict[str, Tensor]]:
+    """The gradients of five steps; if the method steps by itself, what moved tells."""
+    training = begin(case, max_steps=5)
+    names = parameters(training.method)
+    start = {name: p.detach().clone() for name, p in names.items()}
+    seen = record_gradients(training)
+    training.run()
+    return seen or [{name: p.detach() - start[name] for name, p in names.items()}]
+
+
+def _without_gradient(
+    method: Method, names: Iterable[str], seen: list[dict[str, Tensor]]
+) -> tuple[list[str], list[str]]:
+    """Those of the parameters that got no gradient, and of them those that are not exempt."""
+    moved = {name: max((g[name].abs().max().item() for g in seen if name in g), default=0.0) for name in names}
+    floor = NOISE * max(moved.values())
+    still = [name for name in names if moved[name] <= floor]
+    return still, [name for name in still if not any(fnmatch.fnmatch(name, p) for p in method.no_gradient)]
 
 
 @rule("6.1")
 def loss_falls(case: Case) -> str:
     """With a frozen head, fifteen steps (or the method's `patience`) on a toy task lower its loss."""
-    probe = begin(case, max_steps=1)
-    if not probe.method.learns:
+    if not begun(case).method.learns:
         raise Skip("exempt: learns = False")
     data, tried = toy.examples(case.model, 32), []
     for rate in LEARNING_RATES:
-        head = {"head_lr": 0.0} if probe.method.trained() else {}
-        training = begin(case, lr=rate, batch_size=16, max_steps=probe.method.patience, **head)
+        training = case.shared.pop("begun") if not tried else _begin_to_learn(case, rate)
         before = mean_loss(training, data)
         training.run()
         after = mean_loss(training, data)
@@ -556,10 +700,10 @@ def loss_falls(case: Case) -> str:
 @rule("7.1")
 def save_and_load(case: Case) -> None:
     """What is stored, loaded into a fresh attachment, gives the same output."""
-    training = trained(case)
-    expected = output(training)
+    life = lived(case, SECOND)
+    training, expected = life.training, life.output
     data = safetensors.save(training.method.state_dict())
-    fresh = begin(case)
+    fresh = begin(case, **LIFE)
     with torch.no_grad():
         for parameter in fresh.method.trained():
             parameter.add_(1.0)
@@ -577,7 +721,7 @@ def _load(training: Training, state: dict[str, Tensor], head: nn.Module | None) 
 @rule("7.2")
 def stored_bytes(case: Case) -> str:
     """The file holds as many numbers as stated, and is as large as reported."""
-    training = trained(case)
+    training = lived(case, SECOND).training
     state = training.method.state_dict()
     stored, expected = sum(t.numel() for t in state.values()), _expected(training).stored
     expect(within(stored, expected), f"{expected} stored", stored, f"state_dict ({', '.join(list(state)[:4])} ...)")
@@ -599,8 +743,8 @@ def stored_bytes(case: Case) -> str:
 @rule("7.3", per_model=False)
 def fresh_process(case: Case) -> None:
     """Another process rebuilds network and method, loads the file and computes the same."""
-    training = trained(case)
-    expected = output(training)
+    life = lived(case, SECOND)
+    training, expected = life.training, life.output
     with tempfile.TemporaryDirectory() as folder:
         safetensors.save_file(training.method.state_dict(), Path(folder, "method.safetensors"))
         if training.backbone.head is not None:
@@ -645,7 +789,7 @@ def serve() -> None:
 
 
 def _replay(case: Case, folder: Path) -> None:
-    training = begin(case)
+    training = begin(case, **LIFE)
     head = folder / "head.safetensors"
     if head.exists():
         training.backbone.head.load_state_dict(safetensors.load_file(head))
@@ -660,33 +804,40 @@ def _replay(case: Case, folder: Path) -> None:
 def merge(case: Case) -> str:
     """Merged weights alone compute what the attached method computed; the error in bf16 is shown."""
     errors = []
-    for dtype, tolerance in (("float32", TOLERANCE), ("bfloat16", 1.0)):
-        training = _mergeable(case, dtype)
-        before = output(training)
-        training.method.merge()
+    for dtype, which, tolerance in (("float32", SECOND, TOLERANCE), ("bfloat16", HALF, 1.0)):
+        training, before, _ = _merged(case, which)
         errors.append(close(before, output(training), f"the output after merge in {dtype}", tolerance))
         training.backbone.switch.on = False
         close(before, output(training), f"the merged backbone by itself in {dtype}", tolerance)
+        training.backbone.switch.on = True
     return f"error {errors[0]:.1g} in fp32, {errors[1]:.1g} in bf16"
 
 
 @rule("8.2")
 def unmerge(case: Case) -> None:
     """`unmerge` brings back weights and output bit for bit, as often as asked."""
-    for dtype in ("float32", "bfloat16"):
-        training = _mergeable(case, dtype)
-        before, start = output(training), tensors(training.backbone)
+    for dtype, which in (("float32", SECOND), ("bfloat16", HALF)):
+        training, before, start = _merged(case, which)
         for time_ in ("first", "second"):
-            training.method.merge()
+            if time_ == "second":
+                training.method.merge()
             training.method.unmerge()
             same_tensors(start, tensors(training.backbone), f"the {time_} unmerge in {dtype}")
         expect(torch.equal(before, output(training)), "the same output", "another", f"unmerge in {dtype}")
+        case.shared[which] = case.shared.pop((which, "merged"))
 
 
-def _mergeable(case: Case, dtype: str) -> Training:
+def _merged(case: Case, which: str) -> tuple[Training, Tensor, dict[str, Tensor]]:
+    """A life whose change is merged, with its output and the network's tensors before that; `unmerge` gives it back."""
     if not case.create().mergeable:
         raise Skip("does not merge")
-    return trained(case, dtype=dtype)
+    if (which, "merged") not in case.shared:
+        life = take(case, which)
+        life.unmerged = life.output, tensors(life.training.backbone)
+        life.training.method.merge()
+        case.shared[which, "merged"] = life
+    life = case.shared[which, "merged"]
+    return life.training, *life.unmerged
 
 
 # ---- 9 numbers -----------------------------------------------------------------------------------------------
@@ -695,13 +846,10 @@ def _mergeable(case: Case, dtype: str) -> Training:
 @rule("9.1")
 def same_seed(case: Case) -> None:
     """The same seed gives the same start and the same result, whatever was drawn before."""
-    starts, ends = [], []
-    for noise in (1, 2):
-        torch.manual_seed(noise)
-        training = begin(case)
-        starts.append(training.weights())
-        training.run()
-        ends.append(training.weights())
+    for which in (FIRST, SECOND):
+        if (which, "weights") not in case.shared:
+            lived(case, which)
+    starts, ends = zip(*(case.shared[which, "weights"] for which in (FIRST, SECOND)), strict=True)
     same_tensors(*starts, "initialise, second run")
     same_tensors(*ends, "three training steps, second run")
 
@@ -709,31 +857,17 @@ def same_seed(case: Case) -> None:
 @rule("9.2")
 def bf16(case: Case) -> None:
     """On a bf16 network the trained parameters are fp32, training and evaluation run, and `detach` brings bf16 back."""
-    backbone = toy.backbone(case.model, torch.bfloat16)
-    before = tensors(backbone)
-    training = begin(case, backbone=backbone, dtype="bfloat16")
-    method = training.method
-    for stage in ("initialise", "three steps"):
-        for name, parameter in parameters(method).items():
-            expect(parameter.dtype == torch.float32, torch.float32, parameter.dtype, f"{name} after {stage}")
+    life = take(case, HALF)
+    training, method = life.training, life.training.method
+    for stage, look in (("initialise", life.start), ("three steps", life.end)):
+        for name, dtype in look.trained.items():
+            expect(dtype == torch.float32, torch.float32, dtype, f"{name} after {stage}")
         if method.edits_base in ("no", "trained"):
-            own = _beside_trained(method, backbone)
-            for name, parameter in backbone.model.named_parameters():
-                kept = id(parameter) in own or parameter.dtype == torch.bfloat16
-                expect(kept, torch.bfloat16, parameter.dtype, f"{name} (frozen) after {stage}")
-        if stage == "initialise":
-            training.run()
-    method.prepare_inference()
-    expect(bool(output(training).isfinite().all()), "finite output", "nan or inf", "evaluation after three steps")
+            for name, dtype in look.frozen.items():
+                expect(dtype == torch.bfloat16, torch.bfloat16, dtype, f"{name} (frozen) after {stage}")
+    expect(bool(life.output.isfinite().all()), "finite output", "nan or inf", "evaluation after three steps")
     method.detach()
-    same_tensors(before, tensors(backbone), "detach in bf16")
-
-
-def _beside_trained(method: Method, backbone: Backbone) -> set[int]:
-    """Ids of trained pretrained parameters and of those in the same module: a norm wants one type for both."""
-    base = {id(p) for p in method.base_parameters.values()}
-    families = ([id(p) for p in module.parameters(recurse=False)] for module in backbone.model.modules())
-    return {own for family in families if base & set(family) for own in family}
+    same_tensors(life.before, tensors(training.backbone), "detach in bf16")
 
 
 @rule("9.3")
@@ -745,7 +879,7 @@ def checkpointing(case: Case) -> None:
     runs = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        training = begin(case, max_steps=2, values=dropouts)
+        training = begin(case, max_steps=2, values=dropouts, **LIFE)
         if recompute:
             training.backbone.gradient_checkpointing()
         seen = record_gradients(training)
@@ -777,7 +911,7 @@ def padding(case: Case) -> None:
     """A text gives the same output without padding, and padded right or left with any token."""
     if toy.task(case.model).modality == "image":
         raise Skip("images have no padding")
-    training = trained(case)
+    training = lived(case, SECOND).training
     short, long = toy.LENGTHS
     pairs = [outputs(training, _texts(training, (short, short))), outputs(training, _texts(training, (long, long)))]
     plain = [pairs[0][0], pairs[1][1]]
@@ -801,7 +935,7 @@ def _texts(training: Training, lengths: tuple[int, ...], pad: int = toy.PAD, lef
 @rule("10.2")
 def batch_of_one(case: Case) -> None:
     """An example alone gives the same output as among others."""
-    training = trained(case)
+    training = lived(case, SECOND).training
     length = toy.LENGTHS[1]
     among = outputs(training, _texts(training, (length,) * 3))
     alone = outputs(training, _texts(training, (length,)))
@@ -813,7 +947,7 @@ def generation(case: Case) -> None:
     """Greedy generation: with and without cache, padded and alone, the scores of every new token agree."""
     if toy.task(case.model).kind != "generation":
         raise Skip("does not generate")
-    training = trained(case)
+    training = lived(case, SECOND).training
     lengths = (toy.LENGTHS[0], 9, toy.LENGTHS[1])
     batch = toy.texts(case.model, lengths, pad_left=True).batch(np.arange(3))
     tokens, scores = _generate(training, batch, cached=False)
@@ -857,6 +991,8 @@ def apply(checked: Rule, case: Case) -> Result:
             "FAILED",
             f"expected no error, found {type(problem).__name__}: {problem}, at {_place(problem, case)}",
         )
+    if status == "FAILED":
+        case.shared.clear()
     return Result(checked, case.model, status, text, time.perf_counter() - start)
 
 

@@ -1,4 +1,7 @@
-"""Every method that discovery finds, on every tiny network, against every rule. A new file is picked up by itself."""
+"""Every method that discovery finds, on every tiny network, against every rule. A new file is picked up by itself.
+
+One test is a method on a network, with all its rules: they share what they look at.
+"""
 
 from functools import cache
 
@@ -9,8 +12,6 @@ from workflow import conformance, registry, toy
 from workflow.conformance import RULES, Case
 
 METHODS = registry.methods()
-PER_MODEL = [name for name, rule in RULES.items() if rule.per_model]
-ONCE = [name for name, rule in RULES.items() if not rule.per_model]
 
 
 @pytest.fixture(autouse=True)
@@ -19,30 +20,22 @@ def one_thread():
 
 
 @cache
-def case(method, model):
-    return Case(METHODS[method], model)
+def supported(method):
+    return [model for model in toy.MODELS if not Case(METHODS[method], model).unsupported]
 
 
-def show(result):
-    if result.status == "skipped":
-        pytest.skip(result.text)
-    assert result.status == "ok", result.text
-
-
-@pytest.mark.parametrize("rule", PER_MODEL)
 @pytest.mark.parametrize("model", toy.MODELS)
 @pytest.mark.parametrize("method", METHODS)
-def test_on_every_network(method, model, rule):
-    show(conformance.apply(RULES[rule], case(method, model)))
-
-
-@pytest.mark.parametrize("rule", ONCE)
-@pytest.mark.parametrize("method", METHODS)
-def test_once(method, rule):
-    supported = (model for model in toy.MODELS if not case(method, model).unsupported)
-    show(conformance.apply(RULES[rule], case(method, next(supported))))
+def test_every_rule(method, model):
+    case = Case(METHODS[method], model)
+    if case.unsupported:
+        pytest.skip(case.unsupported)
+    first = model == supported(method)[0]
+    results = [conformance.apply(rule, case) for rule in RULES.values() if rule.per_model or first]
+    failed = [f"{r.rule.number} {r.rule.name}: {r.text}" for r in results if r.status == "FAILED"]
+    assert not failed, "\n".join(failed)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_some_network_is_supported(method):
-    assert not all(case(method, model).unsupported for model in toy.MODELS)
+    assert supported(method)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mutants import MUTANTS, PARALLEL, SOUND
 
-from workflow import conformance, registry
+from workflow import conformance, registry, toy
 from workflow.conformance import RULES
 from workflow.errors import AtlasError
 
@@ -44,6 +44,22 @@ def test_every_rule_but_discovery_has_a_mutant():
 def test_a_name_that_is_taken_fails_discovery(tmp_path):
     text = PARALLEL.replace('"mutant"', '"lora"')
     assert "lora.py" in failures(tmp_path / "mine.py", text, "tiny-bert", ["discovery"])["discovery"]
+
+
+@pytest.mark.parametrize("model", toy.MODELS)
+def test_every_copy_of_a_network_is_whole_and_its_own(model):
+    one, other = toy.backbone(model), toy.backbone(model)
+    before, facts = conformance.tensors(one), conformance.structure(one)
+    conformance.same_tensors(before, conformance.tensors(other), model)
+    same = {k: v for k, v in conformance.structure(other).items() if "identity" not in k}
+    assert same == {k: v for k, v in facts.items() if "identity" not in k}
+    assert one.shape == other.shape == toy.meta(model).shape
+    assert {id(m) for m in one.model.modules()}.isdisjoint(id(m) for m in other.model.modules())
+    assert all(one.site(s).module in set(one.model.modules()) for s in one.shape.linears)
+    with torch.no_grad():
+        for tensor in [*other.model.parameters(), *other.model.buffers()]:
+            tensor.zero_()
+    conformance.same_tensors(before, conformance.tensors(one), model)
 
 
 def test_messages_say_expected_found_and_where(tmp_path):
