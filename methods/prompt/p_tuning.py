@@ -74,7 +74,7 @@ class PTuning(PromptMethod):
     title = "GPT Understands, Too"
     recipe = {"lr": 1e-4}
     tiny = {"tokens": 40, "hidden": 128}
-    patience = 100
+    patience = 40
 
     @dataclass(frozen=True)
     class Settings:
