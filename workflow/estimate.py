@@ -166,12 +166,16 @@ def _kept_at(site: Any, module: Any, linears: Mapping) -> tuple[str, Kept]:
     """Site and what a module there keeps, told from the shapes of what it trains.
 
     A factor of a linear map (its rank is the smaller side) reads the site's input, a vector scales its output, or its
-    input where only that fits. A module at the end of a branch reads the output of the branch's last map.
+    input where only that fits. A module at the end of a branch or of a block reads the output of the last map before
+    it, one in the place of an attention or of an activation gives the input of the map after it.
     """
     shapes = [tuple(parameter.shape) for parameter in module.parameters() if parameter.requires_grad]
     factors, vectors = ([shape for shape in shapes if (len(shape) > 1) is many] for many in (True, False))
     if site not in linears:
-        site = site._replace(name="mlp.down" if site.name == "mlp" else f"{site.name}.o")
+        place, inside = site.name.split(".")[0], "." in site.name
+        site = site._replace(name=f"{place}.o" if place in ("attn", "cross") else "mlp.down")
+        if inside:
+            return site.name, Kept(inputs=True)
         inner = sum(math.prod(shape) // linears[site].out for shape in factors)
         return site.name, Kept(outputs=True, inner=inner)
     out = linears[site].out

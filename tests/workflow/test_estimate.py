@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from models.entries import model as model_entry
-from workflow import count, estimate, memory, sizes
+from workflow import count, estimate, memory, registry, sizes
 from workflow.__main__ import main
+from workflow.errors import AtlasError
 from workflow.estimate import GIB, Kept, Learned, Setting
 
 BATCH, LENGTH, ANSWER = 8, 64, 16
@@ -164,3 +165,26 @@ def test_the_verb_prints_the_lines_and_the_cards(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["bytes"]["total"] == sum(value for name, value in found["bytes"].items() if name != "total")
     assert found["gpus"] == {"24 GB": 1, "40 GB": 1, "80 GB": 1}
+
+
+@pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama", "tiny-vit"])
+def test_every_method_can_be_estimated(model):
+    """Wherever a method attaches, what it trains and keeps can be told, and adds to what the network takes alone."""
+    entry = model_entry(model)
+    network, generation = sizes.of(entry), entry.kind == "decoder"
+    setting = Setting(4, 16, generation=generation)
+    least, estimated = estimate.estimate(network, Learned(), setting).total, 0
+    for name, info in registry.methods().items():
+        method = registry.load_method(info)
+        settings = method.tiny
+        try:
+            backbone, attached = count.attached(name, model, settings)
+        except AtlasError as problem:
+            assert "does not support" in str(problem)
+            continue
+        learned = estimate.learned_by(attached, backbone)
+        assert learned.parameters == sum(p.numel() for p in attached.trained()), name
+        found = estimate.estimate(network, learned, setting).total
+        assert found > least or not learned.parameters, name
+        estimated += 1
+    assert estimated > 60
