@@ -14,7 +14,7 @@ Not mergeable. d and m must be multiples of n.
 The paper's formula leaves out biases and norms, its percentages count them. Rate and reduction are those of the T5
 runs (500 warm-up steps, batch 100, 3 to 20 epochs, no weight decay). The branch is read before its output dropout, in
 BERT before its norm. AdapterHub's version differs: s and t Xavier-normal with gain 1, the norms frozen, and in its
-"++" the place of `pfeiffer`. peft has no such adapter.
+"++" the place of `pfeiffer`, and GELU in its exact form. peft has no such adapter.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ Every l starts at one, so the output is unchanged; keys are scaled before any ro
 l_ff on the input of W_down equals the paper's scaling of the linear branch. Self- and cross-attention both get
 vectors. Merges exactly: rows of W_k, W_v and their biases times l, columns of W_down times l_ff. Weight decay must
 not pull l towards zero; vectors are never decayed here. The optimiser is the recipe's; the paper used Adafactor.
+AdapterHub scales the output of the first map, before the activation: the same under ReLU with l > 0, not under GELU.
 """
 
 from dataclasses import dataclass

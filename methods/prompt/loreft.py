@@ -11,8 +11,9 @@ more. Defaults are those of the commonsense runs (warm-up 0.1, no weight decay, 
 
 R is the Gram-Schmidt form of a free (r, d) matrix, which is what is trained and stored. The authors' code has torch's
 orthogonal parametrisation, with a (d, d) buffer a block: the same set of R, other steps through it. It also halves
-prompts that are long enough, where one of the ends is longer than half of them, and by floor at both ends. Images,
-which the paper leaves out, are prompts whose tokens follow one another by rows, with the class token as the first.
+prompts that are long enough, where one of the ends is longer than half of them, and by floor at both ends. AdapterHub
+shortens neither end; the suffix has the tokens where they overlap. Images, which the paper leaves out, are prompts
+whose tokens follow one another by rows, with the class token as the first.
 """
 
 from dataclasses import dataclass

@@ -15,8 +15,9 @@ KV heads * d_h, while P' stays d wide (in peft it shrinks too). The paper's text
 used. Text keeps its positions, where the cache of the paper's code moves it by p: learned positions differ, and rotary
 ones by a fixed rotation of P_k. P is not started from real activations (for little data in the paper). A stored P does
 not tell P' and MLP: training that goes on from it starts new ones, shifted so that they give this P. peft has no MLP
-unless asked: see `p_tuning_v2`. m is 512 (tables) or 800 (XSum), p 5 to 200. The paper's rate, 5e-5 to 8e-5, is for
-thousands of steps; ten times that suits short runs.
+unless asked: see `p_tuning_v2`. AdapterHub has the same prefix, with and without the MLP; in T5 alone its relative
+positions count the prefix as the first p keys, which moves the keys of the text and not its queries. m is 512 (tables)
+or 800 (XSum), p 5 to 200. The paper's rate, 5e-5 to 8e-5, is for thousands of steps; ten times that suits short runs.
 """
 
 from dataclasses import dataclass

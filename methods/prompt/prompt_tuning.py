@@ -14,6 +14,8 @@ and the class is read from [CLS]; peft puts P first and reads the class of BERT 
 precedes the whole text, which takes positions p, p + 1, ... Images have no vocabulary to start from: see vpt_shallow.
 Left out: the uniform start, one of the three of the paper (its text has [-0.5, 0.5], its code [0, 0.5)).
 
+AdapterHub puts P behind the whole embedding layer: in BERT without positions and norm, and text keeps its positions.
+
 The paper trains with Adafactor at a constant 0.3 and weight decay 1e-5. T5's embeddings are large; with AdamW on BERT
 and Llama, whose embeddings are a hundred times smaller, 1e-3 to 1e-2 work.
 

@@ -1,6 +1,7 @@
 """Adapters from vision and from vision with language: each against its formula written a second way, in float64.
 
-peft has none of them. AdapterHub's `adapters` has the form of Adapter+, but not for this version of transformers.
+peft has none of them. AdapterHub's `adapters` has the form of Adapter+, but adapters 1.3.0 requires transformers
+~=4.57.6 and is not installed here: tests/methods/adapterhub compares with its recorded outputs.
 """
 
 import math
