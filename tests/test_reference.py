@@ -26,7 +26,7 @@ def test_a_result_is_valid_and_says_where_it_comes_from(path):
 
 def glue_small(task, method):
     """Accuracy or correlation over the seeds of a configuration."""
-    found = [results.read(path) for path in FILES if f"/glue/{task}/minilm-l6/{method}-" in str(path)]
+    found = [results.read(path) for path in FILES if f"glue_small/cells/glue/{task}/minilm-l6/{method}-" in str(path)]
     return [r["metrics"][r["metrics"]["rule"]][r["metrics"]["primary"]]["value"] for r in found]
 
 
@@ -37,6 +37,17 @@ def test_the_study_stands_as_it_should():
     assert statistics.mean(lora) >= 0.86
     assert statistics.mean(head) < statistics.mean(lora)
     assert abs(shuffled[0] - 0.5) < 0.05
+
+
+def test_every_low_rank_method_learns_more_than_a_head():
+    found = {}
+    for path in FILES:
+        if path.match("lowrank_small/cells/glue/sst2/*/*/*"):
+            result = results.read(path)
+            found[result["cell"]["method"]] = result["metrics"]["selected"]["accuracy"]["value"]
+    family = {name for name, info in registry.methods().items() if info.path.parent.name == "lowrank"}
+    assert family <= found.keys()
+    assert [name for name in family if found[name] <= found["head"]] == []
 
 
 def test_readme_shows_the_reference_table():
