@@ -142,6 +142,24 @@ def attach(method: Method, on: Backbone, context: Training | None = None) -> Tra
     return context
 
 
+def double(name: str) -> Backbone:
+    """A tiny network in float64."""
+    on = backbone(name)
+    for module in filter(None, (on.model, on.head)):
+        module.double()
+    return on
+
+
+def made(plugin: type[Method], name: str, **settings) -> tuple[Backbone, Method]:
+    """A method attached to a tiny network in float64, every number of it random; evaluation mode."""
+    on, method = double(name), plugin.create(settings)
+    attach(method, on)
+    method.parts.double()
+    lively(method.parts)
+    method.parts.train(False)
+    return on, method
+
+
 def trained(method: Method, name: str = "tiny-bert", **more) -> Training:
     """A method attached to a network and trained to the end; then dropout is off."""
     on = backbone(name)

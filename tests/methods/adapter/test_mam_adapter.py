@@ -7,27 +7,10 @@ from methods.adapter.mam_adapter import MAMAdapter
 from methods.adapter.parallel_adapter import ParallelAdapter
 from methods.base.contract import key
 from methods.prompt.prefix_tuning import PrefixTuning
-from tests.helpers import attach, backbone, batch, close, lively, run
+from tests.helpers import attach, backbone, batch, close, double, made, run
 from workflow.count import count
 
 NETWORKS = ["tiny-bert", "tiny-llama", "tiny-gpt2", "tiny-vit", "tiny-swin", "tiny-t5"]
-
-
-def double(name):
-    on = backbone(name)
-    for module in filter(None, (on.model, on.head)):
-        module.double()
-    return on
-
-
-def made(plugin, name, **settings):
-    """A method attached to a tiny network in float64, every number of it random; evaluation mode."""
-    on, method = double(name), plugin.create(settings)
-    attach(method, on)
-    method.parts.double()
-    lively(method.parts)
-    method.parts.train(False)
-    return on, method
 
 
 def gated_prefix(key, value):

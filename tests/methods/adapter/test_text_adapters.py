@@ -23,29 +23,26 @@ from methods.adapter.pfeiffer import Pfeiffer
 from methods.base.contract import Phase, Step
 from models.placement import spread
 from models.shape import LinearShape, SiteId
-from tests.helpers import attach, backbone, batch, close, copies, differ, lively, run, same, trained, training
+from tests.helpers import (
+    attach,
+    backbone,
+    batch,
+    close,
+    copies,
+    differ,
+    double,
+    lively,
+    made,
+    run,
+    same,
+    trained,
+    training,
+)
 from workflow.count import count
 from workflow.train import task_loss
 
 NETWORKS = ["tiny-bert", "tiny-opt-post", "tiny-llama", "tiny-gpt2", "tiny-vit", "tiny-swin", "tiny-t5"]
 TINY = {"reduction": 4}
-
-
-def double(name):
-    on = backbone(name)
-    for module in filter(None, (on.model, on.head)):
-        module.double()
-    return on
-
-
-def made(plugin, name, **settings):
-    """A method attached to a tiny network in float64, every number of it random; evaluation mode."""
-    on, method = double(name), plugin.create(settings)
-    attach(method, on)
-    method.parts.double()
-    lively(method.parts)
-    method.parts.train(False)
-    return on, method
 
 
 @contextmanager
