@@ -16,10 +16,10 @@ Left out: the authors' head (a batch norm before the linear layer) and their SGD
 
 from dataclasses import dataclass
 
-from methods.base import Bottleneck, BottleneckMethod, Count
+from methods.base import Bottleneck, Count, ParallelBottleneckMethod
 
 
-class AdaptFormer(BottleneckMethod):
+class AdaptFormer(ParallelBottleneckMethod):
     name, family, paper = "adaptformer", "adapter", "2205.13535"
     title = "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition"
     identity_at_init = True
@@ -32,14 +32,8 @@ class AdaptFormer(BottleneckMethod):
         dropout: float = 0.1
         layers: tuple[int, ...] | None = None
 
-    def branches(self):
-        return ("mlp",)
-
     def make(self, width):
         return Bottleneck(width, self.settings.size, "relu", self.settings.scale, self.settings.dropout)
-
-    def combine(self, module, x, y, residual):
-        return y + module(residual)
 
     def initialise(self, backbone, ctx):
         for name, module in self.parts.items():

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import empty, nn
 
-from methods.base import BottleneckMethod, Count
+from methods.base import Count, ParallelBottleneckMethod
 
 
 @cache
@@ -90,7 +90,7 @@ class Adapter(nn.Module):
         return (self.scale * self.up(F.dropout(hidden, self.dropout, self.training))).to(x.dtype)
 
 
-class BiAdapter(BottleneckMethod):
+class BiAdapter(ParallelBottleneckMethod):
     name, family, paper = "bi_adapter", "adapter", "2307.16867"
     title = "Revisiting the Parameter Efficiency of Adapters from the Perspective of Precision Redundancy"
     recipe = {"lr": 1e-3}
@@ -107,14 +107,8 @@ class BiAdapter(BottleneckMethod):
         bits = self.settings.bits
         return super().supports(shape, task) or (None if bits in (1, 2, 4, 8) else f"{bits} bits do not fill a byte")
 
-    def branches(self):
-        return ("mlp",)
-
     def make(self, width):
         return Adapter(width, self.settings)
-
-    def combine(self, module, x, y, residual):
-        return y + module(residual)
 
     @torch.no_grad()
     def initialise(self, backbone, ctx):

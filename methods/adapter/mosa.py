@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, empty, nn
 
-from methods.base import BottleneckMethod, Count
+from methods.base import Count, ParallelBottleneckMethod
 
 
 class Up(nn.Module):
@@ -73,7 +73,7 @@ class Adapter(nn.Module):
         return (self.scale * self.up(F.dropout(hidden, self.dropout, self.training))).to(x.dtype)
 
 
-class MoSA(BottleneckMethod):
+class MoSA(ParallelBottleneckMethod):
     name, family, paper = "mosa", "adapter", "2312.02923"
     title = "Split & Merge: Unlocking the Potential of Visual Adapters via Sparse Training"
     identity_at_init = True
@@ -93,14 +93,8 @@ class MoSA(BottleneckMethod):
             return "the two passes are compared by their class probabilities, which a regression has not"
         return super().supports(shape, task)
 
-    def branches(self):
-        return ("mlp",)
-
     def make(self, width):
         return Adapter(width, self.settings)
-
-    def combine(self, module, x, y, residual):
-        return y + module(residual)
 
     @torch.no_grad()
     def initialise(self, backbone, ctx):

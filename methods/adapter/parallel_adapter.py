@@ -17,10 +17,10 @@ found worse. LLM-Adapters' "parallel" is another method: one adapter beside each
 
 from dataclasses import dataclass
 
-from methods.base import Bottleneck, BottleneckMethod, Count
+from methods.base import Bottleneck, Count, ParallelBottleneckMethod
 
 
-class ParallelAdapter(BottleneckMethod):
+class ParallelAdapter(ParallelBottleneckMethod):
     name, family, paper = "parallel_adapter", "adapter", "2110.04366"
     title = "Towards a Unified View of Parameter-Efficient Transfer Learning: parallel adapter"
     identity_at_init = True
@@ -35,15 +35,9 @@ class ParallelAdapter(BottleneckMethod):
         dropout: float = 0.1
         layers: tuple[int, ...] | None = None
 
-    def branches(self):
-        return ("mlp",)
-
     def make(self, width):
         settings = self.settings
         return Bottleneck(width, settings.size, settings.activation, settings.scale, settings.dropout)
-
-    def combine(self, module, x, y, residual):
-        return y + module(residual)
 
     def initialise(self, backbone, ctx):
         for name, module in self.parts.items():

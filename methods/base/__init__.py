@@ -8,7 +8,7 @@ _WHERE = {
     "settings": ("LinearSettings", "WrapperSettings"),
     "maps": ("LinearMap", "LinearMethod"),
     "factors": ("FactorMethod", "OffsetMethod", "SplitMap"),
-    "bottleneck": ("Bottleneck", "BottleneckMethod"),
+    "bottleneck": ("Bottleneck", "BottleneckMethod", "ParallelBottleneckMethod"),
     "prompts": ("KVPrefix", "InputPrompt", "PromptMethod"),
     "positions": ("PositionMethod", "places"),
     "prefix": ("AttentionMethod", "Prefix", "attentions", "prompt_attention"),

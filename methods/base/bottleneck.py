@@ -94,3 +94,14 @@ class BottleneckMethod(Method):
 
     def _function(self, module: nn.Module) -> Callable[..., Any]:
         return lambda x, y, residual: self.combine(module, x, y, residual)
+
+
+class ParallelBottleneckMethod(BottleneckMethod):
+    """One adapter beside the feed-forward branch of each chosen block: it reads the residual stream that the branch's
+    output y joins, y' = y + adapter(residual)."""
+
+    def branches(self) -> tuple[str, ...]:
+        return ("mlp",)
+
+    def combine(self, module: nn.Module, x: Tensor, y: Tensor, residual: Tensor) -> Tensor:
+        return y + module(residual)
