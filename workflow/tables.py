@@ -42,10 +42,12 @@ from workflow.typeset import Column, Entry, Notes, Table, to_frame, to_latex, to
 class Tables:
     """Everything the report and the files are made from.
 
-    `ranked` has the standing of every row at every place; `cells` is the long data frame, one row a cell. `accuracy`,
-    `parts` and `answers` are there only where tasks of the grid are scored, have parts, or generate answers.
+    `grid` is what the tables are of; `ranked` has the standing of every row at every place; `cells` is the long data
+    frame, one row a cell. `accuracy`, `parts` and `answers` are there only where tasks of the grid are scored, have
+    parts, or generate answers.
     """
 
+    grid: Any
     name: str
     title: str
     demo: bool
@@ -73,6 +75,7 @@ def build(grid: Any, root: Path = Path(".")) -> Tables:
     title = f"{grid.title or grid.name}{' (demo)' if demo else ''}"
     ranked = {place: standings(study, place) for place in study.scored}
     return Tables(
+        grid=grid,
         name=grid.name,
         title=title,
         demo=demo,
