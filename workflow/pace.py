@@ -1,8 +1,8 @@
 """Step time and memory of methods relative to another one, LoRA by default, on a network with random weights.
 
 The two are attached to two copies of the network in one process and their training steps are taken in turn, so that
-drifts of the machine fall on both. The other method gets the sites, layers and dropout of the first, where both have
-such settings. Definitions are in docs/measurements.md.
+drifts of the machine fall on both. The other method gets the sites (where they are linear maps), layers and dropout of
+the first, where both have such settings. Definitions are in docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from methods.base import Phase, Step
+from methods.base import Method, Phase, Step
 from models.backbone import Unsupported
 from models.entries import model as model_entry
 from models.load import load
+from models.shape import BackboneShape
 from workflow import encode, latency, probe, provenance, registry
 from workflow.grid import BASE_RECIPE
 from workflow.train import Training, synchronise
@@ -121,8 +122,7 @@ def _started(name: str, model: str, batch: int, length: int, like: Any = None) -
     backbone = load(entry, info.kind, len(info.labels), seed=0)
     backbone.restorable = False
     plugin = registry.load_method(registry.methods()[name])
-    places = {f.name for f in fields(plugin.Settings)} & {"sites", "layers", "dropout"}
-    method = plugin.create({place: getattr(like, place) for place in places if hasattr(like, place)})
+    method = plugin.create(_shared(plugin, like, backbone.shape))
     if reason := method.supports(backbone.shape, info):
         raise Unsupported(reason)
     recipe = BASE_RECIPE | {"batch_size": batch, "max_steps": 200, "lr": 1e-4} | method.recipe | {"evaluations": 0}
@@ -139,6 +139,15 @@ def _started(name: str, model: str, batch: int, length: int, like: Any = None) -
     method.parts.train(True)
     (rows_,) = latency.batches(encoded["train"], (batch,), training.device).values()
     return training, rows_
+
+
+def _shared(plugin: type[Method], like: Any, shape: BackboneShape) -> dict[str, Any]:
+    """What a method takes over from the settings `like`. Sites without a linear map (norms) are no place to compare."""
+    names = {f.name for f in fields(plugin.Settings)} & {"sites", "layers", "dropout"}
+    found = {name: getattr(like, name) for name in names if hasattr(like, name)}
+    if not shape.find(found.get("sites", ())):
+        found.pop("sites", None)
+    return found
 
 
 def _step(training: Training, batch, step: Step) -> float:

@@ -42,6 +42,12 @@ def test_the_other_method_gets_the_sites_and_the_dropout_of_the_first():
     assert lora.method.settings.rank == registry.methods()["lora"].settings["rank"].default
 
 
+def test_sites_that_are_no_linear_maps_are_not_taken_over():
+    norms = started("ln_tuning").method
+    assert started("lora", like=norms.settings).method.planned.sites == started("lora").method.planned.sites
+    assert measured("ln_tuning")["status"] == "ok"
+
+
 def test_more_parameters_take_more_bytes():
     """AdamW keeps a gradient and two moments for each: 12 bytes. Pretrained weights themselves are not counted."""
     lora, full = measured(), measured("full")
