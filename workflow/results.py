@@ -15,6 +15,7 @@ from workflow.errors import AtlasError
 
 STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
 _CORRUPT = "delete it and run the same command again"
+ANOTHER_CELL = f"the file holds the result of another cell; mend: {_CORRUPT}"
 
 
 def write(path: Path, result: dict) -> None:
@@ -96,7 +97,7 @@ def read(path: Path) -> dict:
         raise AtlasError("no such result", file=path, mend="run the grid") from problem
     except OSError as problem:
         raise AtlasError(f"cannot read the result: {problem.strerror}", file=path, mend="check the disk") from problem
-    except ValueError as problem:  # JSON or UTF-8 cut short or overwritten
+    except (ValueError, RecursionError) as problem:  # JSON or UTF-8 cut short or overwritten, or nested without end
         raise AtlasError(f"the result file is corrupt: {problem}", file=path, mend=_CORRUPT) from problem
     try:
         _check(result, path)
@@ -119,7 +120,12 @@ def outcome(cell: Cell, root: Path = Path(".")) -> tuple[str, str]:
     try:
         result = read(path)
     except AtlasError as problem:
-        return "corrupt", f"{problem.message}; mend: {problem.mend}"
+        return "corrupt", why_corrupt(problem)
     if result["key"] != cell.key:
-        return "corrupt", f"the file holds the result of another cell; mend: {_CORRUPT}"
+        return "corrupt", ANOTHER_CELL
     return result["status"], result["reason"] or ""
+
+
+def why_corrupt(problem: AtlasError) -> str:
+    """The reason of a file that `read` refuses."""
+    return f"{problem.message}; mend: {problem.mend}"
