@@ -5,7 +5,7 @@ import sys
 from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, workflow.basedir)
-from workflow import entry, pack
+from workflow import entry, pack, products
 from workflow.errors import AtlasError
 
 try:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.workflow import projects
-from workflow import registry
+from workflow import products, registry
 from workflow.grid import load
 
 GRID = """
@@ -75,6 +75,8 @@ def test_a_result_that_is_gone_is_made_again_although_the_tables_are_there(folde
         projects.store(cell, folder)
     projects.write(folder, "results/grid/tables/cells.csv", "")
     projects.write(folder, "results/grid/tables/summary.md", "")
+    for name in products.table_names(grid):
+        projects.write(folder, f"results/grid/tables/{name}.csv", "")
     projects.write(folder, "results/grid/report/index.html", "")
     (folder / grid.cells[0].path).unlink()
     assert planned(dry_run(folder)) == {str(grid.cells[0].path)}
