@@ -142,11 +142,16 @@ def _started(name: str, model: str, batch: int, length: int, like: Any = None) -
 
 
 def _shared(plugin: type[Method], like: Any, shape: BackboneShape) -> dict[str, Any]:
-    """What a method takes over from the settings `like`. Sites without a linear map (norms) are no place to compare."""
+    """What a method takes over from the settings `like`.
+
+    Left out are sites without a linear map (norms), and a number of layers in the place of their indices.
+    """
     names = {f.name for f in fields(plugin.Settings)} & {"sites", "layers", "dropout"}
     found = {name: getattr(like, name) for name in names if hasattr(like, name)}
     if not shape.find(found.get("sites", ())):
         found.pop("sites", None)
+    if isinstance(found.get("layers"), int):
+        found.pop("layers")
     return found
 
 

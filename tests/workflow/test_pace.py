@@ -48,6 +48,10 @@ def test_sites_that_are_no_linear_maps_are_not_taken_over():
     assert measured("ln_tuning")["status"] == "ok"
 
 
+def test_a_number_of_layers_is_not_taken_over():
+    assert measured("llama_adapter")["status"] == "ok"
+
+
 def test_more_parameters_take_more_bytes():
     """AdamW keeps a gradient and two moments for each: 12 bytes. Pretrained weights themselves are not counted."""
     lora, full = measured(), measured("full")
