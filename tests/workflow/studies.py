@@ -65,7 +65,9 @@ def suites() -> dict:
     for info in TASKS:
         found[info.suite][info.name] = info
     return {
-        name: SimpleNamespace(tasks=tasks, facts=lambda task, protocol, tasks=tasks: tasks[task])
+        name: SimpleNamespace(
+            title=name, protocols=(), tasks=tasks, facts=lambda task, protocol, tasks=tasks: tasks[task]
+        )
         for name, tasks in found.items()
     }
 
