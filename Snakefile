@@ -17,6 +17,8 @@ except AtlasError as problem:
 RESULTS = f"results/{GRID.name}"
 NEEDS = entry.needs(GRID)
 PACKS = pack.packs(GRID)
+if workflow.is_main_process:
+    entry.set_aside_damaged(GRID)
 pack.drop_stale(GRID, PACKS)
 AWAITED = pack.awaited(GRID, PACKS)
 ON_GPU = bool({"gpu", "gpu_mb"} & GRID.resources.keys())

@@ -229,7 +229,7 @@ def cell(options: argparse.Namespace) -> None:
     from workflow import cell
 
     for each in chosen:
-        cell.main(grid, each, data_root=options.data_root, threads=options.threads)
+        cell.once(grid, each, data_root=options.data_root, threads=options.threads)
 
 
 def pack(options: argparse.Namespace) -> None:
@@ -258,9 +258,10 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def tables(options: argparse.Namespace) -> None:
-    from workflow import tables
+    from workflow import entry, pack, tables
 
     grid = _grid(options)
+    entry.settle(pack.awaited(grid, pack.packs(grid)))
     built = tables.build(grid)
     print(tables.to_markdown_text(built.summary))
     if not options.print:
@@ -270,32 +271,32 @@ def tables(options: argparse.Namespace) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    from workflow import report
+    from workflow import entry, report
 
-    print(f"report: {report.build(_grid(options))}")
+    grid = _grid(options)
+    entry.settle(Path("results", grid.name, "tables").glob("*"))
+    print(f"report: {report.build(grid)}")
 
 
 def status(options: argparse.Namespace) -> None:
-    from workflow import results, text
+    from workflow import index, listing, text
 
     grid = _grid(options)
-    outcomes = [(cell, *results.outcome(cell)) for cell in grid.cells]
-    counts = dict(Counter(state for _, state, _ in outcomes).most_common())
+    found = index.read(grid.cells)
+    counts = dict(Counter(found.statuses).most_common())
     if grid.broken:
         counts["broken"] = len(grid.broken)
-    rows = [{"state": state, "cell": f"{cell.suite}/{cell.name}", "reason": reason}
-            for cell, state, reason in outcomes if state != "ok"]  # fmt: skip
-    rows += [{"state": "broken", "cell": f"method {info.name}", "reason": str(info.error)} for info in grid.broken]
+    rows = listing.not_ok(grid, found.statuses, found.reasons)
     if options.json:
         print(json.dumps({"grid": grid.name, "cells": len(grid.cells), "counts": counts, "not_ok": rows}, indent=1))
         return
     print(f"{grid.name}: {len(grid.cells)} cells: {', '.join(f'{number} {state}' for state, number in counts.items())}")
     if rows:
-        print(text.table(rows))
+        print(text.table(listing.folded(rows)))
 
 
 def retry(options: argparse.Namespace) -> None:
-    from workflow import results
+    from workflow import index, results
 
     grid = _grid(options)
     known = [state for state in (*results.STATUSES, "corrupt") if state != "ok"]
@@ -303,7 +304,7 @@ def retry(options: argparse.Namespace) -> None:
     for state in wanted:
         if state not in known:
             raise AtlasError(f"'{state}' cannot be retried", key="--status", mend=suggest(state, known))
-    states = {cell.grid_key: results.state(cell) for cell in grid.cells}
+    states = dict(zip((cell.grid_key for cell in grid.cells), index.read(grid.cells).statuses, strict=True))
     # a cell that failed for want of the one it continues from is made again with it
     dropped = [
         cell

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import os
 import shutil
 import signal
@@ -18,10 +20,13 @@ import numpy as np
 from models.entries import model as model_entry
 from workflow import provenance, registry, results
 from workflow.cells import Cell
-from workflow.errors import AtlasError
+from workflow.errors import AtlasError, machine_failed
 from workflow.grid import Grid
+from workflow.tries import Tries
+from workflow.turn import turn
 
 PROGRESS_SECONDS = 10.0
+_NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "alloc_failed")
 
 
 class Unusable(Exception):
@@ -37,6 +42,7 @@ class Run:
     """What is known so far of a running cell; becomes its result."""
 
     cell: Cell
+    tries: Tries
     figures: dict[str, Any] = field(default_factory=dict)
     time: dict[str, float] = field(default_factory=dict)
 
@@ -47,6 +53,21 @@ class Run:
             yield
         finally:
             self.time[name] = self.time.get(name, 0.0) + time.perf_counter() - start
+
+
+def once(grid: Grid, cell: Cell, data_root: Path | None = None, threads: int = 1, kept: Any = None) -> str:
+    """Run a cell unless it has a sound result, as `main` does; returns the status.
+
+    Of several processes that want the same cell at once, one runs it and the others wait for its result.
+    """
+    with turn(cell):
+        status = results.state(cell)
+        if status in results.STATUSES:
+            say(cell, f"has a result: {status}")
+        else:
+            status = main(grid, cell, data_root=data_root, threads=threads, kept=kept)
+    shutil.rmtree(cell.state_dir, ignore_errors=True)
+    return status
 
 
 def main(
@@ -64,12 +85,15 @@ def main(
 
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run, root = Run(cell), _root(out, cell)
+    root = _root(out, cell)
     try:
-        status, reason = _guarded(run, grid, device, root, data_root or grid.data_root, out, kept)
+        with _left_at_sigterm():
+            run, status, reason = _tried(grid, cell, device, root, data_root or grid.data_root, out, kept)
     except Interrupted as stop:
         say(cell, str(stop))
         sys.exit(128 + signal.SIGTERM)
+    except OSError as problem:
+        raise machine_failed(problem) from problem
     run.time["total"] = time.perf_counter() - began
     result = {
         "schema": 1,
@@ -100,7 +124,8 @@ def _root(out: Path, cell: Cell) -> Path:
 
 
 def say(cell: Cell, text: str) -> None:
-    print(f"{cell.name}  {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # who started the run is gone; the result is for whoever comes next
+        print(f"{cell.name}  {text}", file=sys.stderr, flush=True)
 
 
 def _summary(status: str, reason: str | None, run: Run, grid: Grid, root: Path) -> str:
@@ -121,17 +146,65 @@ def _grid_progress(grid: Grid, root: Path) -> str:
     began, before = map(float, os.environ["ATLAS_RUN"].split())
     done, total = sum((root / cell.path).exists() for cell in grid.cells), len(grid.cells)
     text = f"  {done} of {total} cells done"
-    if before < done < total:
-        text += f", about {_clock((time.time() - began) / (done - before) * (total - done))} left"
+    passed = time.time() - began  # by the clock of the day, which jobs on other machines have too; it may be set back
+    if before < done < total and passed > 0:
+        text += f", about {_clock(passed / (done - before) * (total - done))} left"
     return text
+
+
+@contextlib.contextmanager
+def _left_at_sigterm():
+    """Let SIGTERM end the process as an exception does, with whatever there is to tidy up. Training has its own way."""
+
+    def leave(number, frame):
+        sys.exit(128 + number)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _tried(
+    grid: Grid, cell: Cell, device, root: Path, data_root: Path | None, out: Path, kept: Any
+) -> tuple[Run, str, str | None]:
+    """Run a cell, and once more with half the micro-batch if memory did not suffice for its training."""
+    tries = Tries.of(root / cell.state_dir)
+    run, status, reason = Run(cell, tries), "oom", None
+    while rows := tries.micro_batch(cell.recipe):
+        if tries.number > 1:
+            say(cell, f"memory did not suffice ({tries.ends[-1]}): once more, {rows} examples at a time")
+        run = Run(cell, tries)
+        with tries.start():
+            status, reason = _guarded(run, grid, device, root, data_root, out, kept)
+        if status != "oom" or "training" not in run.figures or "metrics" in run.figures:
+            break
+        tries.out_of_memory(f"{reason} ({rows} examples at a time)")
+        reason = None
+        _free(device)
+    if status == "oom":
+        reason = "; ".join(dict.fromkeys([*tries.ends, *([reason] if reason else [])]))
+    return run, status, reason
+
+
+def _free(device) -> None:
+    """Give back what a try that ended held."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _guarded(
     run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: Path, kept: Any
 ) -> tuple[str, str | None]:
     """Run and turn what a method or model does wrong into a status with a reason."""
-    import torch
-
     from models.backbone import Unsupported
     from workflow import start
     from workflow.train import Diverged, TimeLimit
@@ -148,18 +221,24 @@ def _guarded(
         return "timeout", str(problem)
     except AtlasError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as problem:
-        return "oom", _first_line(problem)
-    except OSError as problem:
-        raise AtlasError(
-            f"the machine failed: {problem}", file=problem.filename, mend="run the same command again"
-        ) from problem
     except Exception as problem:
-        if isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem):
+        if _out_of_memory(problem):
             return "oom", _first_line(problem)
+        if isinstance(problem, OSError):
+            raise
         traceback.print_exc()
         return "error", f"{type(problem).__name__}: {_first_line(problem)}"
     return "ok", None
+
+
+def _out_of_memory(problem: Exception) -> bool:
+    """Whether this is one of the ways in which Python, torch, its libraries and the system say so."""
+    import torch
+
+    if isinstance(problem, OSError):
+        return problem.errno == errno.ENOMEM
+    said = str(problem).lower()
+    return isinstance(problem, (torch.OutOfMemoryError, MemoryError)) or any(words in said for words in _NO_MEMORY)
 
 
 def _first_line(problem: BaseException) -> str:
@@ -174,7 +253,8 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
     from workflow.meter import Meter, counter
     from workflow.train import Training
 
-    cell, recipe = run.cell, run.cell.recipe
+    cell = run.cell
+    recipe = cell.recipe | ({"micro_batch_size": run.tries.micro_batch(cell.recipe)} if run.tries.number > 1 else {})
     suite = registry.suites()[cell.suite]
     info, entry = suite.facts(cell.task, cell.protocol), model_entry(cell.model)
     if info.cost_only:
@@ -210,7 +290,7 @@ def _run(run: Run, grid: Grid, device, root: Path, data_root: Path | None, out: 
         encoded["validation"],
         scorer.select,
         cell.seed,
-        checkpoint=root / cell.state_dir / "checkpoint.pt",
+        checkpoint=run.tries.checkpoint,
         checkpoint_seconds=float(os.environ.get("ATLAS_CHECKPOINT_SECONDS", 120)),
         deadline=_deadline(),
         progress=_progress(cell),
@@ -401,6 +481,8 @@ def _note_training(run: Run, training, counts: dict, selection: str) -> None:
         "padding_fraction": 1 - log.tokens / log.padded if log.padded else 0.0,
         "resumed": log.resumed,
         "effective_batch_size": size,
+        "micro_batch_size": run.tries.micro_batch(run.cell.recipe),
+        "tries": run.tries.number,
     }
     trained = _over_time(log.trainable, log.steps) if log.trainable else {"peak": 0, "mean": 0.0, "final": 0}
     counts["trained"] |= {"after_optimizer": log.after_optimizer, **trained}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from workflow import registry, resources
+from workflow import registry, resources, results
 from workflow.errors import AtlasError, suggest
 from workflow.grid import Grid, load
 
@@ -47,6 +49,30 @@ def needs(grid: Grid) -> dict[str, dict[str, int]]:
 def starts(grid: Grid) -> dict[tuple[str, str], str]:
     """The result that a cell's job waits for, by the cell's config key and seed, for cells that have one."""
     return {(cell.config_key, str(cell.seed)): str(grid.cell(cell.start_key).path) for cell in grid.cells if cell.start}
+
+
+def set_aside_damaged(grid: Grid) -> None:
+    """Rename result files that are cut short, and say so: Snakemake takes a file that is there for a result.
+
+    Only the last bytes are looked at, which is all that a grid of many thousand results has time for.
+    """
+    for cell in grid.cells:
+        if results.is_cut_short(cell.path):
+            aside = cell.path.with_name(f"{cell.path.name}.damaged")
+            os.replace(cell.path, aside)
+            print(f"damaged result, the cell runs again: {cell.path} (kept as {aside.name})", file=sys.stderr)
+
+
+def settle(paths: Iterable[str | Path]) -> None:
+    """Give files from the future the time of now: a clock was set back, or that of another machine is ahead.
+
+    Snakemake takes a job for failed if its output is older than an input.
+    """
+    now = time.time()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_mtime > now:
+                os.utime(path)
 
 
 def lost(awaited: list[str], made: Iterable[str]) -> list[str]:

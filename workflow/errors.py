@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -17,6 +18,13 @@ class AtlasError(Exception):
         lines = [self.message]
         lines += [f"  {name}: {value}" for name, value in (("file", self.file), ("key", self.key)) if value is not None]
         return "\n".join(lines + ([f"  mend: {self.mend}"] if self.mend else []))
+
+
+def machine_failed(problem: OSError) -> AtlasError:
+    """What the machine did wrong, and what no other try on it would mend."""
+    full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "free some space, then run the same command again" if full else "run the same command again"
+    return AtlasError(f"the machine failed: {problem}", file=problem.filename, mend=mend)
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:

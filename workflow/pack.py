@@ -96,7 +96,7 @@ def run(grid: Grid, name: str, out: Path | None = None, data_root: Path | None =
         if each.path.exists() and results.state(each) != "corrupt":
             continue
         _note(begun, each.grid_key)
-        cell.main(grid, each, data_root=data_root, threads=threads, kept=kept)
+        cell.once(grid, each, data_root=data_root, threads=threads, kept=kept)
     begun.unlink(missing_ok=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")

@@ -13,6 +13,7 @@ from workflow import documents
 from workflow.cells import Cell
 from workflow.errors import AtlasError
 
+_END = b"\n}\n"
 STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
 _CORRUPT = "delete it and run the same command again"
 ANOTHER_CELL = f"the file holds the result of another cell; mend: {_CORRUPT}"
@@ -105,6 +106,23 @@ def read(path: Path) -> dict:
         message = f"the result file is corrupt: {problem.message}"
         raise AtlasError(message, file=path, key=problem.key, mend=_CORRUPT) from problem
     return result
+
+
+def is_cut_short(path: Path) -> bool:
+    """Whether a file is there that does not end as `write` ends them, and is no sound result for all that."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(_END)))
+            if file.read() == _END:
+                return False
+    except FileNotFoundError:
+        return False
+    try:
+        read(path)
+    except AtlasError:
+        return True
+    return False
 
 
 def state(cell: Cell, root: Path = Path(".")) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from methods.base import Method
 from tasks.base import Suite
-from workflow import results
+from workflow import entry, results
 from workflow.cells import Cell
 from workflow.grid import Grid
 
@@ -29,13 +29,14 @@ def save(cell: Cell, suite: Suite, result: Path, method: Method) -> None:
     """Write the method's state beside the result, whole or not at all, if cells on other tasks continue from it."""
     if all(suite.start(task, cell.protocol) != cell.task for task in suite.tasks):
         return
-    from safetensors.torch import save_file
+    from safetensors import torch as safetensors
 
     path = state_path(result)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({name: tensor.cpu() for name, tensor in method.state_dict().items()}, temporary)
+        # through bytes: `save_file` hides in an error of its own that a disk is full
+        temporary.write_bytes(safetensors.save({name: tensor.cpu() for name, tensor in method.state_dict().items()}))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
@@ -54,6 +55,7 @@ def load(grid: Grid, cell: Cell, root: Path, method: Method) -> None:
 
     other = grid.cell(cell.start_key)
     path = root / other.path
+    entry.settle([path])
     again = f"delete {path} and the result of this cell and run the grid again"
     status, reason = results.outcome(other, root)
     if status != "ok":

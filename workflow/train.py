@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -97,7 +97,9 @@ class Training:
     """One cell's training, and the context (`methods.base.Context`) that its method sees.
 
     `splits["train"]` is set before `run`. score: the task's primary metric on a split, larger is better; checkpoint:
-    file for resumable state, or None. The same arguments give the same numbers, resumed or not.
+    file for resumable state, or None. The same arguments give the same numbers, resumed or not. A training that took
+    longer than `checkpoint_seconds` leaves its end beside the checkpoint, in `trained.pt`: what comes after it may be
+    long, too.
     """
 
     def __init__(
@@ -261,7 +263,7 @@ class Training:
         self._all_steps = sum(self._steps(p) for p in phases)
         saved = self._load_checkpoint()
         self._ends = saved["ends"] if saved else []
-        previous = self._catch_signal()
+        began, previous = time.monotonic(), self._catch_signal()
         try:
             for index, phase in enumerate(phases):
                 self._phase = index
@@ -273,12 +275,19 @@ class Training:
                     self._run_phase(phase, self._steps(phase), start)
                     if self.checkpoint is not None and index + 1 < len(phases):
                         self._ends.append(copy.deepcopy(self._snapshot(0)))
+                    elif self._stop or time.monotonic() - began > self.checkpoint_seconds:
+                        self._save_checkpoint(self._steps(phase), self._trained)
+                        self._stop_if_asked()
                 self.method.between(phase, self)
         finally:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
+
+    @property
+    def _trained(self) -> Path | None:
+        return None if self.checkpoint is None else self.checkpoint.with_name("trained.pt")
 
     def _start_phase(self, phase: Phase, index: int) -> None:
         if phase.rewind:
@@ -320,11 +329,14 @@ class Training:
                 raise TimeLimit(f"time limit reached at step {self.log.steps} of {self._all_steps}")
             due = time.monotonic() - checkpointed > self.checkpoint_seconds
             if (due or self._stop) and index + 1 < total and self._depth == 0:
-                self._save_checkpoint(index + 1)
+                self._save_checkpoint(index + 1, self.checkpoint)
                 checkpointed = time.monotonic()
-                if self._stop:
-                    raise Interrupted(f"stopped by the scheduler at step {self.log.steps}; the same command resumes")
+                self._stop_if_asked()
         clock.finish()
+
+    def _stop_if_asked(self) -> None:
+        if self._stop:
+            raise Interrupted(f"stopped by the scheduler at step {self.log.steps}; the same command resumes")
 
     def _look_at_loss(self) -> None:
         """Note the mean loss since the last look; the only place of the loop that waits for the device."""
@@ -475,28 +487,31 @@ class Training:
             "generators": {name: generator.get_state() for name, generator in self._generators.items()},
         }
 
-    def _save_checkpoint(self, step: int) -> None:
-        if self.checkpoint is None:
+    def _save_checkpoint(self, step: int, path: Path | None) -> None:
+        """Write the state to a file, whole or not at all. Raises OSError where the disk is full or fails."""
+        if path is None:
             return
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoint.with_name(f"{self.checkpoint.name}.{os.getpid()}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            torch.save(self._snapshot(step) | {"ends": self._ends}, temporary)
-            os.replace(temporary, self.checkpoint)
+            with temporary.open("wb") as file:
+                _write(self._snapshot(step) | {"ends": self._ends}, file)
+            os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
-        """The saved state; one that cannot be read is dropped, and the cell starts from the beginning."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return None
-        try:
-            saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            if saved["format"] == CHECKPOINT:
-                return saved
-        except Exception as problem:
-            print(f"dropped a checkpoint that cannot be read: {problem}", file=sys.stderr)
-        self.checkpoint.unlink(missing_ok=True)
+        """The saved state, the latest first; one that cannot be read is dropped."""
+        for path in (self._trained, self.checkpoint):
+            if path is None or not path.exists():
+                continue
+            try:
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+                if saved["format"] == CHECKPOINT:
+                    return saved
+            except Exception as problem:
+                print(f"dropped a checkpoint that cannot be read: {problem}", file=sys.stderr)
+            path.unlink(missing_ok=True)
         return None
 
     def _resume(self, saved: dict[str, Any]) -> int:
@@ -548,6 +563,19 @@ class Training:
             return signal.signal(signal.SIGTERM, stop)
         except ValueError:
             return None
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    """Save to an open file, down to the disk. Raises OSError with the file's name."""
+    try:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    except (OSError, RuntimeError) as problem:
+        hidden = problem.__context__ if isinstance(problem, RuntimeError) else problem  # torch's writer says only that
+        if isinstance(hidden, OSError):
+            raise OSError(hidden.errno, hidden.strerror, file.name) from None
+        raise
 
 
 def _share(part: Batch, whole: Batch) -> float | Tensor:

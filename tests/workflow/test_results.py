@@ -129,3 +129,15 @@ def test_a_cell_may_be_missing_corrupt_or_another_ones(root, cell, path):
     results.write(path, other)
     assert results.outcome(cell, root)[0] == "corrupt"
     assert "another cell" in results.outcome(cell, root)[1]
+
+
+def test_a_file_that_is_cut_short_is_known_by_its_end(cell, path):
+    assert not results.is_cut_short(path), "a missing file is not cut short"
+    results.write(path, projects.result(cell, curves={"train_loss": [[20, 0.5]]}))
+    whole = path.read_bytes()
+    assert not results.is_cut_short(path)
+    for end in range(len(whole) - 1):
+        path.write_bytes(whole[:end])
+        assert results.is_cut_short(path), whole[:end][-20:]
+    path.write_bytes(whole.replace(b"\n", b" "))
+    assert not results.is_cut_short(path), "another editor's line ends"

@@ -304,7 +304,7 @@ class TestResuming:
         good = path.read_bytes()
 
         def full(state, file):
-            file.write_bytes(b"half")
+            file.write(b"half")
             raise OSError("no space left on device")
 
         monkeypatch.setattr(torch, "save", full)

@@ -8,7 +8,8 @@ rule cell:
     input:
         START if STARTS else [],
     output:
-        "results/cells/{place}-{key}/seed{seed}.json",
+        # a result that another run wrote since this one began stays, and the job finds it
+        update("results/cells/{place}-{key}/seed{seed}.json"),
     log:
         f"{RESULTS}/logs/{{place}}-{{key}}/seed{{seed}}.log",
     wildcard_constraints:
