@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 from tasks.base import TaskInfo
+from workflow import registry
 from workflow.cells import Cell
 from workflow.grid import BASE_RECIPE, Grid
 from workflow.versions import RESULT_SCHEMA
@@ -57,6 +59,9 @@ TASKS = (
     task("math", "gsm8k", **GENERATION, select="nll"),
     task("math", "math10k", **GENERATION, parts=("gsm8k", "svamp", "addsub"), contaminated=("addsub",)),
 )
+
+
+methods = cache(registry.methods)  # reading every plugin anew takes longer than most tests
 
 
 def suites() -> dict:
