@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from models.architectures import ARCHITECTURES
+from workflow import names
 from workflow.errors import AtlasError, suggest
 
 FOLDER = Path(__file__).parent
@@ -84,6 +85,8 @@ def _read(path: Path) -> list[ModelEntry]:
 
 
 def _entry(name: str, path: Path, values: dict) -> ModelEntry:
+    if not names.is_part(name):
+        raise AtlasError(f"{name!r} cannot be a model's name", file=path, key="sizes", mend=f"use {names.RULE}")
     for key in values:
         if key not in _REQUIRED | _OPTIONAL:
             raise AtlasError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,29 @@ from jsonschema.validators import extend
 
 from workflow.errors import AtlasError, suggest
 
+MOST_NODES, MOST_DEEP = 1_000_000, 100
 SCHEMAS = Path(__file__).parent / "schemas"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """Safe YAML 1.1, but a repeated key is an error, `1e-3` is a number, and `on`, `off`, `yes` and `no` are words."""
+
+    def descend_resolver(self, current_node: yaml.Node | None, current_index: object) -> None:
+        """Called on the way down to each value. The parser in C ends the process where values nest without end."""
+        self.depth = getattr(self, "depth", 0) + 1
+        if self.depth > MOST_DEEP:
+            raise yaml.YAMLError(f"values are nested more than {MOST_DEEP} deep")
+        super().descend_resolver(current_node, current_index)
+
+    def ascend_resolver(self) -> None:
+        self.depth -= 1
+        super().ascend_resolver()
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _nodes(node, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_NODES:,} values")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -29,6 +48,15 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _nodes(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
+    """How many values a document has where each alias is written out; one that holds itself has no end of them."""
+    if node not in known:
+        known[node] = math.inf
+        inside = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[node] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_nodes(one, known) for one in inside))
+    return known[node]
 
 
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")

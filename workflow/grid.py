@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from workflow import documents, registry, settings, versions
+from workflow import documents, registry, settings, text, versions
 from workflow.cells import Cell
 from workflow.documents import join
 from workflow.errors import AtlasError, suggest
+from workflow.names import RESERVED, RULE, is_part
 from workflow.registry import MethodInfo
 
 BASE_RECIPE = {
@@ -38,6 +40,8 @@ UNSAID = {"compile": False, "quantize": None}  # options that are in a cell's re
 _REAL = ("lr", "head_lr", "weight_decay", "eps", "warmup", "epochs", "clip")
 MEASURES = ("accuracy", "parameters", "memory", "latency", "flops", "energy")
 RETRY = ("oom", "timeout")
+MOST_CELLS = 1_000_000
+TOO_MANY = "sweep over fewer values, or split the grid"
 
 
 @dataclass(frozen=True)
@@ -125,12 +129,14 @@ class _Expansion:
         cells: dict[tuple[str, int], Cell] = {}
         for cell in self._cells(entries):
             cells.setdefault((cell.config_key, cell.seed), cell)
-        name = document.get("name", self.path.stem)
+            if len(cells) > MOST_CELLS:
+                raise self._error(f"the grid has more than {MOST_CELLS:,} cells", "methods", TOO_MANY)
+        name = self._name(document)
         data_root = document.get("data_root")
         return Grid(
             name=name,
             path=self.path,
-            title=document.get("title", name),
+            title=self._line(document.get("title", name), "title"),
             cells=tuple(cells.values()),
             measure=tuple(document.get("measure", MEASURES)),
             data_root=Path(data_root) if data_root else None,
@@ -141,6 +147,21 @@ class _Expansion:
             demo=all(self.suites[suite].demo for suite, _ in self.tasks),
             resources=document.get("resources", {}),
         )
+
+    def _name(self, document: dict) -> str:
+        """The grid's name, that of its folder below results/."""
+        name = document.get("name", self.path.stem)
+        if not is_part(name):
+            raise self._error(f"{name!r} cannot be the name of a folder", "name", f"give `name:` {RULE}")
+        if name.casefold() in RESERVED:
+            raise self._error(f"results/{name} is not a grid's", "name", "give `name:` another word")
+        return name
+
+    def _line(self, shown: str, key: str) -> str:
+        if not text.is_line(shown):
+            mend = f"give one line of visible characters, {text.LINE} at most"
+            raise self._error(f"{shown[: text.LINE]!r} cannot be shown", key, mend)
+        return shown
 
     def _error(self, message: str, key: str, mend: str) -> AtlasError:
         return AtlasError(message, file=self.path, key=key, mend=mend)
@@ -241,13 +262,16 @@ class _Expansion:
         )
         parts = {part: item.get(part, {}) for part in ("settings", "recipe")}
         values = {(part, name): value for part, given in parts.items() for name, value in given.items()}
+        points = math.prod(len(value["grid"]) for value in values.values() if _is_sweep(value))
+        if points > MOST_CELLS:
+            raise self._error(f"this stands for {points:,} configurations", key, TOO_MANY)
         shown = [place for place, value in values.items() if _is_sweep(value) or "label" not in item]
         for point in _points(values):
             chosen = {name: value for (part, name), value in point.items() if part == "settings"}
             trained = {name: value for (part, name), value in point.items() if part == "recipe"}
             yield replace(
                 entry,
-                label=" ".join([entry.label, *(f"{place[1]}={_short(point[place])}" for place in shown)]),
+                label=self._line(" ".join([entry.label, *(f"{at[1]}={_short(point[at])}" for at in shown)]), key),
                 settings=self._settings(info, chosen, settings_key),
                 recipe=self._recipe(trained, join(key, "recipe")),
             )
@@ -338,6 +362,9 @@ class _Expansion:
 
     def _cell(self, entry: _Entry, suite: str, task: str, model: str) -> Cell:
         """The cell of an entry on a task and model, with its first seed."""
+        for kind, name in {"suite": suite, "task": task, "model": model}.items():
+            if not is_part(name):
+                raise self._error(f"{name!r} cannot be a {kind}'s name", f"{kind}s", f"use {RULE}")
         protocol, task_recipe = self._defaults(suite, task)
         new_settings, new_recipe, sources = self._overridden(entry, suite, task, model)
         chosen = entry.settings

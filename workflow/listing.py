@@ -77,6 +77,29 @@ def cells(grid: Grid) -> list[dict]:
     return rows
 
 
+def not_ok(grid: Grid, statuses: list[str], reasons: list[str]) -> list[dict]:
+    """A row for each cell that is not ok, then for each broken plugin. Statuses and reasons are by cell."""
+    rows = [
+        {"state": status, "cell": f"{cell.suite}/{cell.name}", "reason": reason}
+        for cell, status, reason in zip(grid.cells, statuses, reasons, strict=True)
+        if status != "ok"
+    ]
+    return rows + [{"state": "broken", "cell": f"method {i.name}", "reason": str(i.error)} for i in grid.broken]
+
+
+def folded(rows: list[dict], most: int = 20) -> list[dict]:
+    """Rows of cells for a person: of those with the same state and reason the first few, and how many more."""
+    alike: dict[tuple[str, str], list[dict]] = {}
+    for row in rows:
+        alike.setdefault((row["state"], row["reason"]), []).append(row)
+    found = []
+    for same in alike.values():
+        found += same if len(same) <= most + 1 else same[:most]
+        if len(same) > most + 1:
+            found.append(same[0] | {"cell": f"and {len(same) - most:,} more (--json lists them all)"})
+    return found
+
+
 def description(info: MethodInfo) -> str:
     """Metadata, docstring and settings of a method, as text."""
     facts = {

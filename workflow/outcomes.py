@@ -3,48 +3,60 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tasks.base import TaskInfo
-from workflow import registry, results
-from workflow.errors import AtlasError
+from workflow import index, registry
+from workflow.index import Readings
 
 CONTROLS = ("untrained", "random_labels", "head", "full")
 IDENTITY = ["suite", "task", "model", "method", "label", "division", "seed", "config_key", "key", "status", "reason"]
 IDENTITY += ["control", "demo", "settings", "recipe", "protocol", "result"]
-FIGURES = ("metrics", "parameters", "memory", "time", "latency", "training", "merge")
+FIGURES = ("metrics.", "parameters.", "memory.", "time.", "latency.", "training.", "merge.", "provenance.host")
+FIGURES += ("provenance.device", "provenance.git.", "provenance.data.", "provenance.model.")  # beginnings of names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """A cell, its status word, the reason when it is not ok, and its result ({} without a readable file)."""
+    """A cell, its status word, and the reason when it is not ok.
+
+    The figures of its result are in memory, by `value`, `figure` and `estimate`. `result` reads the whole file again.
+    """
 
     cell: Any
     status: str
     reason: str
-    result: dict = field(default_factory=dict, hash=False, compare=False)
+    readings: Readings = field(repr=False, compare=False)
+    position: int = field(repr=False, compare=False)
+    root: Path = field(repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
         return self.status == "ok"
 
+    def value(self, *path: str) -> float | int | str | bool | None:
+        """The scalar at this path of the result, curves and cell apart; None where it is absent."""
+        return self.readings.value(".".join(path), self.position)
+
     def figure(self, *path: str) -> float | None:
         """The finite number at this path of the result, in the result's own units; None where it is absent."""
-        value: Any = self.result
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return value if number else None
+        value = self.value(*path)
+        return None if isinstance(value, (str, bool)) else value
+
+    @property
+    def result(self) -> dict:
+        """The whole result with its curves, read from the file ({} without a readable one)."""
+        return {} if self.status in ("missing", "corrupt") else whole(self.root / self.cell.path, self.readings)
 
     @property
     def metric(self) -> str | None:
-        return self.result.get("metrics", {}).get("primary")
+        return self.value("metrics", "primary")
 
     @property
     def trained(self) -> bool:
@@ -54,11 +66,20 @@ class Outcome:
     @property
     def rule(self) -> str:
         """`selected` or `last`: the checkpoint whose scores count."""
-        return self.result.get("metrics", {}).get("rule", "last")
+        return self.value("metrics", "rule") or "last"
 
     def estimate(self, metric: str | None = None, part: str = "value") -> float | None:
         """Value, stderr or n of a metric (the primary one) at the checkpoint that counts, on the metric's own scale."""
         return self.figure("metrics", self.rule, metric or self.metric or "", part)
+
+
+@lru_cache(maxsize=8)
+def whole(path: Path, readings: Readings) -> dict:
+    """A result that was found to be sound when the readings were taken; {} if it is gone since."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 @dataclass(frozen=True)
@@ -125,6 +146,14 @@ class Study:
     def all(self) -> tuple[Outcome, ...]:
         return tuple(outcome for outcomes in self.outcomes.values() for outcome in outcomes)
 
+    def of_place(self, place: Place) -> tuple[Outcome, ...]:
+        return tuple(outcome for row in self.rows for outcome in self.at(row, place))
+
+    def names(self, beginning: str) -> list[str]:
+        """Dotted names of figures that results may have."""
+        known = next((outcome.readings.names for outcomes in self.outcomes.values() for outcome in outcomes), ())
+        return sorted(name for name in known if name.startswith(beginning))
+
     def metric(self, place: Place) -> str:
         """Name of the primary metric at a place, as the results name it."""
         found = (outcome.metric for row in self.rows for outcome in self.at(row, place))
@@ -143,16 +172,17 @@ class Study:
 def load(grid: Any, root: Path) -> Study:
     """Read every cell's result; a missing or unreadable file is an outcome like any other."""
     labels = row_labels(grid.cells)
+    readings = index.read(grid.cells, root)
     outcomes: dict[tuple[Row, Place], list[Outcome]] = defaultdict(list)
     protocols: dict[Place, dict] = {}
     suites, cost_only = registry.suites(), {}
-    for cell, label in zip(grid.cells, labels, strict=True):
+    for position, (cell, label) in enumerate(zip(grid.cells, labels, strict=True)):
         demo = grid.demo or cell.suite.startswith("demo_")
         task = cell.suite, cell.task
         if task not in cost_only:
             cost_only[task] = suites[cell.suite].facts(cell.task, cell.protocol).cost_only
         place = Place(*task, cell.model, demo, cost_only[task])
-        outcomes[Row(label, cell.method), place].append(read(cell, root))
+        outcomes[Row(label, cell.method), place].append(outcome_of(cell, readings, position, root))
         protocols[place] = cell.protocol
     rows = list(dict.fromkeys(row for row, _ in outcomes))
     rows += [Row(info.name, info.name, info.error or "the plugin cannot be read") for info in grid.broken]
@@ -200,18 +230,13 @@ def row_labels(cells: tuple) -> list[str]:
     ]
 
 
-def read(cell: Any, root: Path) -> Outcome:
-    path = root / cell.path
-    if not path.exists():
-        return Outcome(cell, "missing", "no result yet; run the grid")
-    try:
-        result = results.read(path)
-    except AtlasError as error:
-        mend = f"; mend: {error.mend}" if error.mend else ""
-        return Outcome(cell, "corrupt", f"{cell.path}: {error.message}{mend}")
-    if result["key"] != cell.key:
-        return Outcome(cell, "corrupt", f"{cell.path}: holds the result of another cell; mend: delete it and run again")
-    return Outcome(cell, result["status"], result.get("reason") or "", result)
+def outcome_of(cell: Any, readings: Readings, position: int, root: Path) -> Outcome:
+    status, reason = readings.statuses[position], readings.reasons[position]
+    if status == "missing":
+        reason = "no result yet; run the grid"
+    elif status == "corrupt":
+        reason = f"{cell.path}: {reason}"
+    return Outcome(cell, status, reason, readings, position, root)
 
 
 def correctness(outcome: Outcome, root: Path):
@@ -230,81 +255,63 @@ def correctness(outcome: Outcome, root: Path):
 def frame(study: Study):
     """One row a cell: identity, status, and every figure of its result under its dotted name, in the result's units."""
     import pandas as pd
+    import pyarrow as pa
 
-    records = [
-        identify(row, place, outcome) | figures(outcome)
-        for (row, place), outcomes in study.outcomes.items()
-        for outcome in outcomes
-    ]
-    names = IDENTITY + sorted({name for record in records for name in record} - set(IDENTITY))
-    table = pd.DataFrame(records, columns=names)
-    mixed = [name for name in names if table[name].dropna().map(lambda value: isinstance(value, str)).nunique() > 1]
-    table[mixed] = table[mixed].map(lambda value: value if pd.isna(value) else str(value))
-    return table.convert_dtypes()
+    found = study.all()
+    identity = identities(study)
+    if not found:
+        return identity
+    figures = found[0].readings.figures([outcome.position for outcome in found], FIGURES)
+    whole = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+    return pd.concat([identity, figures.to_pandas(types_mapper=whole.get).convert_dtypes()], axis=1)
 
 
-def identify(row: Row, place: Place, outcome: Outcome) -> dict:
-    cell = outcome.cell
-    return {
-        "suite": cell.suite,
-        "task": cell.task,
-        "model": cell.model,
-        "method": cell.method,
-        "label": row.label,
-        "division": cell.division,
-        "seed": cell.seed,
-        "config_key": cell.config_key,
-        "key": cell.key,
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "control": row.control,
-        "demo": place.demo,
-        **{name: json.dumps(getattr(cell, name), sort_keys=True) for name in ("settings", "recipe", "protocol")},
-        "result": cell.path.as_posix(),
-    }
+def identities(study: Study):
+    """What each cell is, and what became of it: a row a cell, in the order of `Study.all`."""
+    import pandas as pd
 
+    written: dict[int, str] = {}
 
-def figures(outcome: Outcome) -> dict:
-    """Every scalar of the result's figures by dotted name, and what the figures were taken on."""
-    flat = dict(scalars({name: outcome.result[name] for name in FIGURES if name in outcome.result}))
-    provenance = outcome.result.get("provenance", {})
-    taken_on = {name: provenance[name] for name in ("host", "device", "git", "data", "model") if name in provenance}
-    return flat | dict(scalars({"provenance": taken_on}))
+    def text(part: dict) -> str:
+        """As JSON. Most cells share their recipe and protocol with others."""
+        return written.setdefault(id(part), json.dumps(part, sort_keys=True))
 
-
-def scalars(tree: dict, prefix: str = ""):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from scalars(value, f"{prefix}{name}.")
-        elif prefix.endswith("expected."):
-            low, high = expected_range(value)
-            yield from ((f"{prefix}{name}.low", low), (f"{prefix}{name}.high", high))
-        elif isinstance(value, list):
-            yield f"{prefix}{name}", json.dumps(value)
-        elif value is not None:
-            yield f"{prefix}{name}", value
-
-
-def expected_range(expected: int | list) -> tuple:
-    """A closed form is one number, or a range where it depends on data."""
-    return tuple(expected) if isinstance(expected, list) else (expected, expected)
+    columns: dict[str, list] = {name: [] for name in IDENTITY}
+    for (row, place), outcomes in study.outcomes.items():
+        for outcome in outcomes:
+            cell = outcome.cell
+            own = {
+                "suite": cell.suite,
+                "task": cell.task,
+                "model": cell.model,
+                "method": cell.method,
+                "label": row.label,
+                "division": cell.division,
+                "seed": cell.seed,
+                "config_key": cell.config_key,
+                "key": cell.key,
+                "status": outcome.status,
+                "reason": outcome.reason,
+                "control": row.control,
+                "demo": place.demo,
+                "settings": text(cell.settings),
+                "recipe": text(cell.recipe),
+                "protocol": text(cell.protocol),
+                "result": f"results/cells/{cell.suite}/{cell.name}.json",
+            }
+            for name, value in own.items():
+                columns[name].append(value)
+    return pd.DataFrame(columns).convert_dtypes()
 
 
 def count_mismatches(outcome: Outcome) -> list[str]:
     """Sentences on counts that are not what the paper's closed form says."""
-    parameters = outcome.result.get("parameters", {})
-    expected, trained = parameters.get("expected", {}), parameters.get("trained", {})
-    found = {
-        "trained": trained.get("attached"),
-        "stored": parameters.get("stored"),
-        "added": parameters.get("added_at_inference"),
-    }
+    found = {"trained": ("trained", "attached"), "stored": ("stored",), "added": ("added_at_inference",)}
     sentences = []
-    for name, count in found.items():
-        if count is None or expected.get(name) is None:
-            continue
-        low, high = expected_range(expected[name])
-        if not low <= count <= high:
+    for name, path in found.items():
+        count = outcome.figure("parameters", *path)
+        low, high = (outcome.figure("parameters", "expected", name, end) for end in ("low", "high"))
+        if count is not None and low is not None and not low <= count <= high:
             form = f"{low:,}" if low == high else f"{low:,} to {high:,}"
             sentences.append(f"{name}: {count:,} found, {form} expected from the closed form")
     return sentences

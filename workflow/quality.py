@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workflow.outcomes import Place, Row, Study, count_mismatches
 from workflow.standing import Standing, score
 from workflow.table_scores import cut_test
+from workflow.typeset import MOST_LISTED, some
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ MEANING = {
     "parameter counts": "Counts that are not what the paper's closed form gives.",
     "one seed": "The interval is that of sampling; another seed could move the score by more.",
 }
+MOST_SHOWN = 500  # findings of one kind
 FAILED = {"missing": ("missing cells", "note"), "unsupported": ("unsupported cells", "note")}
 FAILED |= {"corrupt": ("unreadable results", "serious")}
 
@@ -47,8 +50,32 @@ def findings(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> list[Fin
         *mismatches(study),
         *one_seed(ranked),
     ]
-    order = list(MEANING)
-    return sorted(dict.fromkeys(found), key=lambda finding: order.index(finding.kind))
+    return bounded(sorted(dict.fromkeys(found), key=place_in_order))
+
+
+def bounded(found: list[Finding]) -> list[Finding]:
+    """What many places share is said once, and of each kind at most MOST_SHOWN are shown: grids may be large."""
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for finding in found:
+        places.setdefault((finding.kind, finding.severity, finding.text), []).append(finding.where)
+    shared = {same: where for same, where in places.items() if len(where) > MOST_LISTED + 1}
+    gathered: dict[Finding, None] = {}
+    for finding in found:
+        if where := shared.get((finding.kind, finding.severity, finding.text)):
+            finding = replace(finding, where=f"{len(where):,} of them: {'; '.join(some(where))}")
+        gathered[finding] = None
+    shown, counts = [], Counter()
+    for finding in gathered:
+        counts[finding.kind] += 1
+        if counts[finding.kind] <= MOST_SHOWN:
+            shown.append(finding)
+    rest = {kind: count - MOST_SHOWN for kind, count in counts.items() if count > MOST_SHOWN}
+    shown += [Finding(kind, "note", f"{count:,} more", "`cells.csv` has every cell") for kind, count in rest.items()]
+    return sorted(shown, key=place_in_order)
+
+
+def place_in_order(finding: Finding) -> int:
+    return list(MEANING).index(finding.kind)
 
 
 def broken_plugins(study: Study) -> Iterator[Finding]:
@@ -99,5 +126,5 @@ def one_seed(ranked: dict[Place, dict[Row, Standing]]) -> Iterator[Finding]:
     for place, standings in ranked.items():
         single = [row.label for row, standing in standings.items() if standing.score.seeds == 1]
         if single:
-            text = "every score" if len(single) == len(standings) else ", ".join(single)
+            text = "every score" if len(single) == len(standings) else ", ".join(some(single))
             yield Finding("one seed", "note", place.title, text)

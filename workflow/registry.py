@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from workflow import source
+from workflow import names, source
 from workflow.errors import AtlasError
 from workflow.source import ClassSource, Setting, Source
 
@@ -60,13 +60,14 @@ def methods(extra: Sequence[Path] = (), root: Path = ROOT) -> dict[str, MethodIn
     """
     source.read.cache_clear()
     found: dict[str, MethodInfo] = {}
+    taken: dict[str, MethodInfo] = {}  # by name without regard to case, as some file systems see it
     for path in _plugin_files(extra, root):
         info = read_method(path, root)
-        if info.name in found:
-            error = f"the name '{info.name}' is taken by {found[info.name].path}"
-            name = path.stem if path.stem not in found else f"{path.parent.name}/{path.stem}"
+        if other := taken.get(info.name.casefold()):
+            error = f"the name '{info.name}' is taken by {other.path}"
+            name = path.stem if path.stem.casefold() not in taken else f"{path.parent.name}/{path.stem}"
             info = MethodInfo(name=name, path=path, error=error)
-        found[info.name] = info
+        found[info.name] = taken[info.name.casefold()] = info
     return found
 
 
@@ -102,6 +103,8 @@ def _plugin_class(text: Source) -> ClassSource:
 def _describe(text: Source, cls: ClassSource) -> MethodInfo:
     doc = ast.get_docstring(text.tree) or ""
     text.check()
+    if not names.is_part(cls.own["name"]):
+        raise ValueError(f"the name {cls.own['name']!r} cannot be part of a path: {names.RULE}")
     settings = cls.nested("Settings")
     values = {
         "family": cls.attribute("family") or text.path.parent.name,

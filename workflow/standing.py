@@ -124,6 +124,7 @@ def standings(study: Study, place: Place, metric: str | None = None) -> dict[Row
     """The standing by a metric (the primary one) of every row that has it at this place."""
     scores = {row: found for row in study.rows if (found := score(study.at(row, place), metric))}
     best = leader(scores)
+    controls = {row: own for row, own in scores.items() if row.method in BASELINES}
     paired = None
     if metric is None and best and scores[best].seeds == 1:
         paired = paired_answers(study, place, best)
@@ -139,7 +140,7 @@ def standings(study: Study, place: Place, metric: str | None = None) -> dict[Row
         row: Standing(
             own,
             best=not row.control and (row == best or tied(row)),
-            below=() if row.control else below(row, scores),
+            below=() if row.control else below(own, controls),
         )
         for row, own in scores.items()
     }
@@ -152,13 +153,12 @@ def paired_answers(study: Study, place: Place, row: Row):
     return correctness(scored(study.at(row, place))[0], study.root)
 
 
-def below(row: Row, scores: dict[Row, Estimate]) -> tuple[str, ...]:
+def below(own: Estimate, controls: dict[Row, Estimate]) -> tuple[str, ...]:
     """The controls with a better mean, each with a word on the intervals."""
-    own = scores[row]
     return tuple(
         f"{control.label}{' (intervals overlap)' if own.overlaps(other) else ''}"
-        for control, other in scores.items()
-        if control.method in BASELINES and other.better(own)
+        for control, other in controls.items()
+        if other.better(own)
     )
 
 

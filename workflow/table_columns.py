@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from workflow.outcomes import Outcome, Place, Row, Study
-from workflow.typeset import DASH, NOT_IN_GRID, Column, Entry, Notes, Table, TableRow, significant
+from workflow.typeset import DASH, NOT_IN_GRID, Column, Entry, Notes, Table, TableRow, significant, some
 
 MOST_NAMED = 5  # tasks that a note on a missing mean names
 Filled = tuple[Column, Callable[[Row], Entry]]  # a column, and what it holds for a row
@@ -101,8 +101,8 @@ def incomplete(
     if len(lacking) == len(places) and len(set(words.values())) == 1:
         return absent(study, row, study.everywhere(row, places), notes, measure)
     named = [f"{place.task} ({word})" for place, word in words.items()]
-    shown = named if len(named) <= MOST_NAMED + 1 else [*named[:MOST_NAMED], f"{len(named) - MOST_NAMED} more"]
-    return Entry(DASH, status="incomplete", marks=(notes.add(f"{DASH} incomplete: no figure of {', '.join(shown)}"),))
+    shown = ", ".join(some(named, MOST_NAMED))
+    return Entry(DASH, status="incomplete", marks=(notes.add(f"{DASH} incomplete: no figure of {shown}"),))
 
 
 def whole(value: float) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from workflow.outcomes import Outcome, Place, Row, Study, count_mismatches
 from workflow.table_columns import Figure, Filled, absent, figure_entry, incomplete, made, whole
-from workflow.typeset import Column, Entry, Notes, Table, significant
+from workflow.typeset import Column, Entry, Notes, Table, significant, some
 
 MIB, GIGA = 2**20, 1e9
+TIMED = re.compile(r"latency\.(?:prefill_|token_)?batch_([0-9]+)\.")
 MEMORY = (
     Figure("training peak", "MiB", ("memory", "train_peak"), MIB, max),
     Figure("training reserved", "MiB", ("memory", "train_reserved"), MIB, max),
@@ -128,17 +130,20 @@ def trained_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes
     if entry.value is None:
         return entry
     for outcome in found:
-        trained = outcome.result.get("parameters", {}).get("trained", {})
-        steps = [trained[name] for name in ("peak", "mean", "final") if name in trained]
+        steps = [count for name in ("peak", "mean", "final") if (count := trained_count(outcome, name)) is not None]
         if len(set(steps)) > 1:
             shown = " / ".join(map(whole, steps))
             entry = entry.marked(notes.add(f"trained parameters change over training: {shown} (peak / mean / final)"))
-        attached, optimized = trained.get("attached"), trained.get("after_optimizer")
+        attached, optimized = trained_count(outcome, "attached"), trained_count(outcome, "after_optimizer")
         if attached is not None and optimized is not None and attached != optimized:
             entry = entry.marked(notes.add(f"{attached:,} attached, {optimized:,} after the optimizer is built"))
         for sentence in count_mismatches(outcome):
             entry = entry.marked(notes.case("≠", f"{row.label} on {outcome.cell.model}, {sentence}"))
     return Entry(entry.text, entry.value, marks=tuple(dict.fromkeys(entry.marks)))
+
+
+def trained_count(outcome: Outcome, when: str) -> float | None:
+    return outcome.figure("parameters", "trained", when)
 
 
 def share_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes) -> Entry:
@@ -194,17 +199,15 @@ def runs(study: Study) -> tuple[int, list[str]]:
         if number := sum(outcome.ok for outcome in found):
             counts.setdefault(number, []).append(f"{row.label} on {place.title}")
     usual = max(counts, key=lambda number: (len(counts[number]), number), default=0)
-    return usual, [f"{number} for {', '.join(counts[number])}" for number in sorted(counts) if number != usual]
+    return usual, [f"{number} for {', '.join(some(counts[number]))}" for number in sorted(counts) if number != usual]
 
 
 def latency_figures(study: Study, place: Place) -> list[Figure]:
     """Bare, attached and merged at every batch size that any result of this place was timed at."""
     sizes = {
-        int(name.rpartition("batch_")[2])
-        for row in study.rows
-        for outcome in study.at(row, place)
-        for name in outcome.result.get("latency", {})
-        if name.rpartition("batch_")[2].isdigit()
+        int(timed[1])
+        for name in study.names("latency.")
+        if (timed := TIMED.match(name)) and any(outcome.value(name) is not None for outcome in study.of_place(place))
     }
     return [
         figure
@@ -288,28 +291,30 @@ def latency_notes(study: Study) -> list[str]:
 
 def repeats(study: Study) -> str:
     """How often latencies were timed; few repeats know little of their spread."""
-    timed = [values for found in results_with(study, "latency") for values in found["latency"].values()]
-    counts = sorted({one["n"] for values in timed if isinstance(values, dict) for one in values.values() if "n" in one})
+    names = [name for name in study.names("latency.") if name.endswith(".n")]
+    counts = sorted({count for name in names for outcome in study.all() if (count := outcome.value(name)) is not None})
     return f", of {counts[0]} to {counts[-1]} repeats" if counts else ""
 
 
 def taken_on(study: Study, path: tuple[str, str], name: str) -> list[str]:
-    section, key = path
-    values = dict.fromkeys(str(found[section][key]) for found in results_with(study, section) if key in found[section])
+    values = dict.fromkeys(str(value) for outcome in study.all() if (value := outcome.value(*path)) is not None)
     return [f"Measured on: {name} {', '.join(values)}."] if values else []
 
 
 def machines(study: Study) -> list[str]:
     """The devices the times were taken on, with a warning where there is more than one machine."""
     taken = dict.fromkeys(
-        f"{found['provenance'].get('device', 'unknown device')} of {found['provenance'].get('host', 'unknown host')}"
-        for found in results_with(study, "provenance")
+        f"{outcome.value('provenance', 'device') or 'unknown device'} of "
+        f"{outcome.value('provenance', 'host') or 'unknown host'}"
+        for outcome in study.all()
+        if outcome.status not in ("missing", "corrupt")
     )
     if not taken:
         return []
     warning = " More than one machine: compare times only within one." if len(taken) > 1 else ""
-    return [f"Machine: {'; '.join(taken)}.{warning}"]
+    return [f"Machine: {'; '.join(some(list(taken)))}.{warning}"]
 
 
 def results_with(study: Study, section: str) -> list[dict]:
-    return [outcome.result for outcome in study.all() if isinstance(outcome.result.get(section), dict)]
+    """The whole results that have a section, read from their files."""
+    return [result for outcome in study.all() if isinstance((result := outcome.result).get(section), dict)]

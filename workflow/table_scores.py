@@ -8,7 +8,7 @@ from workflow import registry
 from workflow.outcomes import Place, Row, Study
 from workflow.standing import TIE_RULE, Estimate, Standing, average, leader, metric_of, scored, standings
 from workflow.table_columns import Filled, absent, incomplete, lost_seeds, made, whole
-from workflow.typeset import Column, Entry, Notes, Table
+from workflow.typeset import Column, Entry, Notes, Table, some
 
 INTERVAL = (
     "Scores are mean ± half-width of a 95 % interval, in the unit of the column. With two or more seeds it is a t "
@@ -126,7 +126,7 @@ def seeds_note(study: Study) -> str:
     if not counts:
         return "Seeds: no score yet."
     usual = max(counts, key=lambda seeds: (len(counts[seeds]), seeds))
-    others = [f"{seeds} for {', '.join(counts[seeds])}" for seeds in sorted(counts) if seeds != usual]
+    others = [f"{seeds} for {', '.join(some(counts[seeds]))}" for seeds in sorted(counts) if seeds != usual]
     return f"Seeds a score: {'; '.join([str(usual), *others])}."
 
 
@@ -202,17 +202,19 @@ def mean_columns(
         units = {unit_of(study, place) for place in one.places}
         marks = dict.fromkeys(mark for place in one.places for mark in column_marks(study, place, notes))
         column = Column(one.title, units.pop() if len(units) == 1 else "×100", places[0].family, tuple(marks))
-        return column, lambda row: mean_entry(study, row, one.places, found, notes)
+        best = leader(found)
+        return column, lambda row: mean_entry(study, row, one.places, found, best, notes)
 
     return [filled(one) for one in means(study, places)]
 
 
-def mean_entry(study: Study, row: Row, places: tuple[Place, ...], found: dict[Row, Estimate], notes: Notes) -> Entry:
-    """A mean score, only where every task has one."""
+def mean_entry(
+    study: Study, row: Row, places: tuple[Place, ...], found: dict[Row, Estimate], best: Row | None, notes: Notes
+) -> Entry:
+    """A mean score, only where every task has one. best: the row that leads by it."""
     own = found.get(row)
     if own is None:
         return incomplete(study, row, places, notes, scored)
-    best = leader(found)
     tied = not row.control and (row == best or own.overlaps(found[best]))
     entry = Entry(score_text(own), own.mean, own.half, own.seeds, best=tied)
     return entry.marked(notes.case("†")) if own.seeds == 1 else entry

@@ -37,6 +37,8 @@ from workflow.table_costs import (
 from workflow.table_scores import accuracy, answers, mean_columns, parts, score_columns, score_notes
 from workflow.typeset import Column, Entry, Notes, Table, to_frame, to_latex, to_markdown, to_text
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formulas begin
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -170,8 +172,20 @@ def write(tables: Tables, folder: Path) -> list[Path]:
 def frame_files(name: str, frame: Any) -> dict[str, bytes]:
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
-    csv = frame.to_csv(index=False, lineterminator="\n").encode()
+    csv = without_formulas(frame).to_csv(index=False, lineterminator="\n").encode()
     return {f"{name}.csv": csv, f"{name}.parquet": parquet.getvalue()}
+
+
+def without_formulas(frame: Any) -> Any:
+    """The frame for a file that a spreadsheet may open: words that it would take for a formula begin with a quote."""
+    import pandas as pd
+
+    guarded = frame.copy(deep=False)
+    for name in frame.columns:
+        if not (pd.api.types.is_numeric_dtype(frame[name].dtype) or pd.api.types.is_bool_dtype(frame[name].dtype)):
+            words = frame[name].astype("string")
+            guarded[name] = words.where(~words.str.startswith(FORMULA).fillna(False), "'" + words)
+    return guarded
 
 
 def write_bytes(path: Path, content: bytes) -> None:

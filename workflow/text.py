@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+
+LINE = 300  # characters
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, invisible marks, halves of pairs, separators
+
+
+def plain(text: str) -> str:
+    """The text with everything that steers a terminal or turns the direction of writing spelt out (`\\x1b`).
+
+    Line breaks and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in HIDDEN
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def is_line(text: str) -> bool:
+    """Whether a text is one line of at most LINE characters, all of them visible."""
+    return len(text) <= LINE and "\n" not in text and "\t" not in text and plain(text) == text
 
 
 def table(rows: Sequence[dict]) -> str:
@@ -33,4 +57,4 @@ def _shown(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return plain(" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import string
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+
+from workflow.text import plain
 
 DASH = "—"
 NOT_IN_GRID = "not in grid"  # status of an entry for which the grid names no cell
 TERMINAL = 110  # columns
+MOST_LISTED = 20  # cases that a note lists
 SYMBOLS = {
     "†": "one seed: the interval is 1.96 standard errors of sampling and knows nothing of other seeds",
     "↓": "below control: the mean is worse than that of a control that should be easy to beat",
@@ -113,7 +116,7 @@ class Notes:
 
     general: list[str] = field(default_factory=list)
     letters: dict[str, str] = field(default_factory=dict)
-    kinds: dict[str, list[str]] = field(default_factory=dict)
+    kinds: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def add(self, text: str) -> str:
         """The letter of this footnote; the same text gets the same letter."""
@@ -121,15 +124,15 @@ class Notes:
 
     def case(self, symbol: str, case: str = "") -> str:
         """Count a case under one of SYMBOLS, whose footnote lists the cases."""
-        cases = self.kinds.setdefault(symbol, [])
-        if case and case not in cases:
-            cases.append(case)
+        cases = self.kinds.setdefault(symbol, {})
+        if case:
+            cases[case] = None
         return symbol
 
     def listed(self) -> tuple[tuple[str, str], ...]:
         """(mark, text): notes on the whole table, then symbols, then letters."""
         kinds = [
-            (symbol, meaning + (f": {'; '.join(self.kinds[symbol])}" if self.kinds[symbol] else ""))
+            (symbol, meaning + (f": {'; '.join(some(list(self.kinds[symbol])))}" if self.kinds[symbol] else ""))
             for symbol, meaning in SYMBOLS.items()
             if symbol in self.kinds
         ]
@@ -141,6 +144,11 @@ def letter(index: int) -> str:
     """a, b, …, z, aa, ab, …"""
     tail = string.ascii_lowercase[index % 26]
     return tail if index < 26 else letter(index // 26 - 1) + tail
+
+
+def some(names: Sequence[str], most: int = MOST_LISTED) -> list[str]:
+    """The first of these names, and how many more there are."""
+    return [*names] if len(names) <= most + 1 else [*names[:most], f"{len(names) - most:,} more"]
 
 
 def significant(value: float) -> str:
@@ -266,7 +274,7 @@ def to_text(table: Table) -> str:
     for block in table.blocks():
         parts += ["; ".join(block.groups), text_block(block)]
     parts.append("\n".join(text_note(mark, text) for mark, text in table.notes))
-    return "\n\n".join(parts)
+    return plain("\n\n".join(parts))
 
 
 def text_block(block: Block) -> str:
