@@ -1,160 +1,154 @@
-"""Figures of the report as inline SVG that takes its colours and fonts from the page."""
+"""What the figures of the report share: SVG that takes its colours and fonts from the page, marks that its scripts find,
+and galleries of drawings."""
 
 from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
 
-from workflow.outcomes import Place, Row, Study
-from workflow.standing import BASELINES, Standing, metric_of
-
-INK, ACCENT, MUTED = "#010203", "#040506", "#070809"  # replaced by the page's own colours
-PAGE_COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", MUTED: "var(--muted)"}
+INK, ACCENT, MUTED, PAGE = "#010203", "#040506", "#070809", "#0a0b0c"  # replaced by the page's own colours
+SERIES = tuple(f"#0d0e{index:02x}" for index in range(10))
+PAGE_COLOURS = {INK: "currentColor", ACCENT: "var(--accent)", MUTED: "var(--muted)", PAGE: "var(--page)"}
+PAGE_COLOURS |= {colour: f"var(--c{index})" for index, colour in enumerate(SERIES)}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "atlas",
     "font.family": "DejaVu Sans",
     "font.size": 9,
+    "text.parse_math": False,  # a label with dollar signs is a label
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
 }
 LABEL_SIZE = 8
-MOST_LABELS = 24  # methods with a name in the figure: controls, then the highest scores
-BESIDE = [((8, 0), "left"), ((-8, 0), "right"), ((0, 10), "center"), ((0, -10), "center")]  # points from the marker
-BESIDE += [((8, y), "left") for y in (10, -10, 20, -20)] + [((-8, y), "right") for y in (10, -10, 20, -20)]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """An inline SVG with its caption and a text that says the same to who cannot see it."""
+    """An inline SVG with its caption and a text that says the same to who cannot see it.
 
+    name: of its file; place and view: what a gallery lets the reader choose it by.
+    """
+
+    name: str
     svg: str
     caption: str
     alt: str
+    place: str = ""
+    view: str = ""
 
 
 @dataclass(frozen=True)
-class Point:
-    """A method in the figure: trained parameters (without head), score and its half-width."""
+class Gallery:
+    """Drawings of one kind. `notes` say how to read them; `why` stands in their place where there is none."""
 
-    label: str
-    trained: float
-    score: float
-    half: float | None
-    best: bool
-    control: bool
+    name: str
+    title: str
+    drawings: tuple[Drawing, ...]
+    notes: tuple[str, ...] = ()
+    why: str = ""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(drawing.place for drawing in self.drawings))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(drawing.view for drawing in self.drawings))
 
 
-def score_against_parameters(study: Study, place: Place, ranked: dict[Row, Standing], unit: str) -> Drawing | None:
-    """Score with its interval against trained parameters on a log axis; easy controls are lines across, and chance
-    is one where the axis reaches it."""
-    points = [point for row, standing in ranked.items() if (point := point_of(study, place, row, standing))]
-    if not points:
-        return None
-    lines = {row.label: standing.score.mean for row, standing in ranked.items() if row.method in BASELINES}
-    chance = study.facts[place].chance
+@dataclass
+class Marks:
+    """What scripts and tooltips know of a figure's artists: the part of the figure, a tip, and more attributes."""
+
+    found: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, artist: Any, part: str, tip: str = "", **data: str) -> None:
+        """`data` become data-… attributes of the artist's element."""
+        artist.set_gid(f"mark{len(self.found)}")
+        self.found.append({"class": part, "tip": tip} | {f"data-{name}": value for name, value in data.items()})
+
+    def opening(self, index: int) -> str:
+        """The opening tag of an artist's element, and its tip, which a browser shows without scripts too."""
+        attributes = dict(self.found[index])
+        tip = attributes.pop("tip")
+        shown = "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
+        return f"<g{shown}>" + (f"<title>{escape(tip)}</title>" if tip else "")
+
+
+def drawn(
+    paint: Callable[[Any, Marks], None],
+    name: str,
+    caption: str,
+    alt: str,
+    size: tuple[float, float] = (6.6, 4.2),
+    place: str = "",
+    view: str = "",
+) -> Drawing:
+    """What `paint(figure, marks)` puts on an empty figure of this size (in units of 72 pixels)."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    marks = Marks()
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.2, 3.8), dpi=72, layout="constrained")
+        figure = Figure(figsize=size, dpi=72)
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        for point in points:
-            draw_point(axes, point)
-        for score in lines.values():
-            axes.axhline(score, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_xscale("log")
-        axes.margins(x=0.18, y=0.12)
-        if chance is not None and inside(axes, level := chance * metric_of(study.metric(place)).scale):
-            axes.axhline(level, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-            lines["chance"] = level
-        axes.set_xlabel("trained parameters, head apart (log scale)")
-        axes.set_ylabel(unit)
-        axes.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.5)
-        figure.canvas.draw()
-        place_labels(figure, axes, points, lines)
+        paint(figure, marks)
         svg = io.StringIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    said = [f"{p.label} {p.score:.1f}{f' ± {p.half:.1f}' if p.half else ''} at {p.trained:,.0f}" for p in points]
-    said += [f"{label} {score:.1f} (line)" for label, score in lines.items()]
-    prefix = re.sub(r"\W+", "-", f"{place.suite}-{place.task}-{place.model}")
-    alt = f"Score against trained parameters on {place.title}. {'; '.join(said)}."
-    return Drawing(inline(svg.getvalue(), prefix, alt), place.title, alt)
+    name = slug(name)
+    return Drawing(name, inline(svg.getvalue(), name, alt, marks), caption, alt, place, view)
 
 
-def inside(axes, level: float) -> bool:
-    low, high = axes.get_ylim()
-    return low <= level <= high
+def slug(text: str) -> str:
+    return re.sub(r"\W+", "-", text).strip("-")
 
 
-def point_of(study: Study, place: Place, row: Row, standing: Standing) -> Point | None:
-    """None for a row that trains nothing, or has no count: it has no place on a log axis."""
-    counts = [outcome.figure("parameters", "trained", "peak") for outcome in study.at(row, place)]
-    trained = max((count for count in counts if count), default=0)
-    if not trained or row.method in BASELINES:
-        return None
-    score = standing.score
-    return Point(row.label, trained, score.mean, score.half, standing.best, row.control)
-
-
-def draw_point(axes, point: Point) -> None:
-    colour = MUTED if point.control else ACCENT
-    axes.errorbar(point.trained, point.score, yerr=point.half, fmt="none", ecolor=colour, elinewidth=1, capsize=2)
-    axes.plot(
-        point.trained,
-        point.score,
-        marker="D" if point.control else "o",
-        markersize=6,
-        markeredgecolor=colour,
-        markerfacecolor=colour if point.best or point.control else "none",
-        linestyle="none",
-    )
-
-
-def place_labels(figure, axes, points: list[Point], lines: dict[str, float]) -> None:
-    """Put each label beside its point or on its line, at the first position where it covers nothing."""
-    from matplotlib.transforms import Bbox
-
-    centres = [axes.transData.transform((point.trained, point.score)) for point in points]
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres]
-    for label, score in lines.items():
-        text = axes.text(0, score, label, transform=axes.get_yaxis_transform(), color=MUTED, va="bottom")
-        taken.append(place(figure, text, [((share, score), "left") for share in (0, 0.2, 0.4, 0.6, 0.8)], taken))
-    for point in sorted(points, key=lambda point: (not point.control, -point.score))[:MOST_LABELS]:
-        text = axes.annotate(point.label, (point.trained, point.score), (0, 0), textcoords="offset points", va="center")
-        taken.append(place(figure, text, BESIDE, taken))
-
-
-def place(figure, text, positions: list, taken: list):
-    """Move the text to the first of its (position, alignment) pairs that is free, else the last; returns its box."""
-    text.set_fontsize(LABEL_SIZE)
-    for position, alignment in positions:
-        text.set_position(position)
-        text.set_horizontalalignment(alignment)
-        box = text.get_window_extent(figure.canvas.get_renderer())
-        if not any(box.overlaps(other) for other in taken):
-            break
-    return box
-
-
-def inline(svg: str, prefix: str, alt: str) -> str:
+def inline(svg: str, prefix: str, alt: str, marks: Marks) -> str:
     """The <svg> element alone, with ids of its own, the page's colours, and a label for screen readers."""
-    from html import escape
-
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.S)
+    svg = re.sub(r'\b(?:d|x|y|transform)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
+    svg = re.sub(r'<g id="mark(\d+)">', lambda found: marks.opening(int(found[1])), svg)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
+    svg = svg.replace("'DejaVu Sans'", "system-ui, sans-serif")
     for sentinel, colour in PAGE_COLOURS.items():
         svg = svg.replace(sentinel, colour)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, in order; with more names than colours they begin again."""
+    return {name: SERIES[index % len(SERIES)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def place_text(figure: Any, text: Any, positions: list, taken: list) -> None:
+    """Move a text to the first of its (position, alignment) pairs where it covers nothing that is taken, else to the
+    last, and take its box."""
+    text.set_fontsize(LABEL_SIZE)
+    renderer = figure.canvas.get_renderer()
+    for position, alignment in positions:
+        text.set_position(position)
+        text.set_horizontalalignment(alignment)
+        box = text.get_window_extent(renderer)
+        if not any(box.overlaps(other) for other in taken):
+            break
+    taken.append(box)
