@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -35,6 +36,15 @@ FIGURES = {
     "token_merged": Figure("a token merged, batch 1", "ms", ("latency", "token_batch_1", "merged", "median"), 1e-3),
     "flops": OPERATIONS[0],
     "energy": OPERATIONS[5],
+}
+COUNTS = {
+    "backbone": ("backbone",),
+    "trained": ("trained", "peak"),
+    "mean": ("trained", "mean"),
+    "final": ("trained", "final"),
+    "stored": ("stored",),
+    "stored_bytes": ("stored_bytes",),
+    "added": ("added_at_inference",),
 }
 WHOLE = ("trained", "added")  # counts, kept to the last digit
 SECTIONS = ("metrics", "parameters", "memory", "time", "latency", "flops", "energy", "training", "merge", "data")
@@ -118,16 +128,24 @@ def figures() -> dict[str, dict]:
 
 def counts(study: Study, cells: list[tuple[Row, Place, Outcome]]) -> list[dict]:
     """The different counts of parameters of each row on each model, with the closed form's and where they disagree."""
-    found: dict[str, dict] = {}
     order = {row: index for index, row in enumerate(study.rows)}
+    found: Counter = Counter()
     for row, place, outcome in cells:
-        parameters = outcome.result.get("parameters", {})
-        if not parameters.get("trained"):
-            continue
-        record = {"row": order[row], "model": place.model, **parameters, "mismatch": count_mismatches(outcome)}
-        same = found.setdefault(json.dumps(record, sort_keys=True), record | {"cells": 0})
-        same["cells"] += 1
-    return [tidy(record) for record in found.values()]
+        counted = [outcome.figure("parameters", *path) for path in COUNTS.values()]
+        if any(count is not None for count in counted):
+            closed = [expected(outcome, name) for name in ("trained", "stored", "added")]
+            found[order[row], place.model, *counted, *closed, *count_mismatches(outcome)] += 1
+    names = ["row", "model", *COUNTS, *(f"expected_{name}" for name in ("trained", "stored", "added"))]
+    return [
+        tidy(dict(zip(names, one, strict=False)) | {"mismatch": one[len(names) :], "cells": number})
+        for one, number in found.items()
+    ]
+
+
+def expected(outcome: Outcome, name: str) -> tuple | None:
+    """The lowest and the highest count that the closed form allows."""
+    ends = tuple(outcome.figure("parameters", "expected", name, end) for end in ("low", "high"))
+    return None if None in ends else ends
 
 
 # --- details, in parts that can be left out one by one ----------------------------------------------------------------

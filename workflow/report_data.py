@@ -22,7 +22,7 @@ STATIC = Path(__file__).parent.parent / "reports" / "static"
 SCRIPTS = ("data.js", "statistics.js", "plots.js", "pages.js")
 BLOCK = 200  # cells whose details are read together
 ROOM = 14_000_000  # bytes
-LEAST = 400  # bytes a cell below which its details are not even tried
+LEAST = 100  # bytes a cell below which its details are not even tried
 PARTS = {  # the last is the first to be left out
     "figures": "every figure of a cell and its provenance",
     "right": "which test examples each cell got right, for paired comparisons with one seed",

@@ -346,13 +346,14 @@ function standingOf(data, records) {
 function countsOf(data, row) {
   const counts = data.counts.filter((count) => count.row === row);
   if (!counts.length) return [el("p", {}, "No result tells its counts.")];
-  const range = (value) => (value === null || value === undefined ? DASH : Array.isArray(value) ? value.map(whole).join(" to ") : whole(value));
-  const number = (value) => (value === undefined ? DASH : whole(value));
-  const share = ({ trained, backbone }) => (backbone ? `${significant((100 * (trained.peak ?? trained.attached)) / backbone)} %` : DASH);
+  const number = (value) => (value === null ? DASH : whole(value));
+  const range = (ends) => (ends === null ? DASH : [...new Set(ends)].map(whole).join(" to "));
+  const share = ({ trained, backbone }) => (backbone && trained !== null ? `${significant((100 * trained) / backbone)} %` : DASH);
   const heads = ["model", "cells", "trained", "of the backbone", "mean", "at the end", "stored", "stored, bytes", "added at inference", "closed form: trained", "stored", "added"];
   const body = counts.map((count) => {
-    const { trained, expected = {} } = count;
-    const values = [whole(count.cells), number(trained.peak ?? trained.attached), share(count), number(trained.mean), number(trained.final), number(count.stored), number(count.stored_bytes), number(count.added_at_inference), range(expected.trained), range(expected.stored), range(expected.added)];
+    const numbers = [count.mean, count.final, count.stored, count.stored_bytes, count.added].map(number);
+    const closed = [count.expected_trained, count.expected_stored, count.expected_added].map(range);
+    const values = [whole(count.cells), number(count.trained), share(count), ...numbers, ...closed];
     return el("tr", {}, el("th", { scope: "row" }, link(count.model, "model", count.model)), ...values.map((value) => el("td", {}, value)));
   });
   const element = el("table", { class: "plain" }, el("caption", {}, "Parameters, head apart"), el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))), el("tbody", {}, ...body));
@@ -496,30 +497,32 @@ function modelPage(data, name) {
 // --- all cells ------------------------------------------------------------------------------------------------------
 
 function cellsPage(data, status) {
-  const records = Array.from({ length: data.count }, (_, index) => index).filter((index) => !status || data.status(index) === status);
-  const scale = (index, name) => {
-    const value = data.at(name, index);
-    return value === null ? null : value * data.places[data.at("place", index)].scale;
-  };
-  const place = (index) => data.at("place", index);
+  const everything = Array.from({ length: data.count }, (_, index) => ({ index, place: data.at("place", index), method: data.methods[data.at("row", index)], status: data.status(index) }));
+  const records = everything.filter((record) => !status || record.status === status);
+  const scaled = ({ index, place }, name) => (data.at(name, index) === null ? null : data.at(name, index) * data.places[place].scale);
+  const scaledText = (record, name, write) => (scaled(record, name) === null ? DASH : write(scaled(record, name)));
+  const taskOf = ({ place }) => `${data.task(place).suite}/${data.task(place).task}`;
   const columns = [
-    text("cell", (index) => data.at("key", index), (index) => link(data.at("key", index).slice(0, 8), "cell", data.at("key", index))),
-    text("method", (index) => data.methods[data.at("row", index)].label, (index) => methodLink(data.methods[data.at("row", index)])),
-    text("task", (index) => `${data.task(place(index)).suite}/${data.task(place(index)).task}`, (index) => placeLink(data, place(index))),
-    text("model", (index) => data.model(place(index)).name, (index) => modelLink(data, place(index))),
-    text("division", (index) => data.of("division", index)),
-    figure("seed", (index) => data.at("seed", index), (index) => data.at("seed", index)),
-    text("status", (index) => data.status(index), (index) => el("span", { class: data.status(index) === "ok" ? "" : "word" }, data.status(index))),
-    figure("score", (index) => scale(index, "value"), (index) => (scale(index, "value") === null ? DASH : scale(index, "value").toFixed(data.places[place(index)].decimals))),
-    figure("standard error", (index) => scale(index, "stderr"), (index) => (scale(index, "stderr") === null ? DASH : significant(scale(index, "stderr")))),
-    text("unit", (index) => data.places[place(index)].unit),
-    ...["trained", "memory", "step", "train"].filter((name) => data.figureNames.includes(name)).map((name) => figure(heading(data, name), (index) => data.at(name, index), (index) => figureText(data, name, data.at(name, index)))),
-    text("reason", (index) => data.reason(index)),
+    text("cell", ({ index }) => data.at("key", index), ({ index }) => link(data.at("key", index).slice(0, 8), "cell", data.at("key", index))),
+    text("method", ({ method }) => method.label, ({ method }) => methodLink(method)),
+    text("task", taskOf, ({ place }) => placeLink(data, place)),
+    text("model", ({ place }) => data.model(place).name, ({ place }) => modelLink(data, place)),
+    text("division", ({ index }) => data.of("division", index)),
+    figure("seed", ({ index }) => data.at("seed", index), ({ index }) => data.at("seed", index)),
+    text("status", (record) => record.status, (record) => el("span", { class: record.status === "ok" ? null : "word" }, record.status)),
+    figure("score", (record) => scaled(record, "value"), (record) => scaledText(record, "value", (score) => score.toFixed(data.places[record.place].decimals))),
+    figure("standard error", (record) => scaled(record, "stderr"), (record) => scaledText(record, "stderr", significant)),
+    text("unit", ({ place }) => data.places[place].unit),
+    ...["trained", "memory", "step", "train"]
+      .filter((name) => data.figureNames.includes(name))
+      .map((name) => figure(heading(data, name), ({ index }) => data.at(name, index), ({ index }) => figureText(data, name, data.at(name, index)))),
+    text("reason", ({ index }) => data.reason(index)),
   ];
   const [element, make] = table("cells-table", status ? `Cells with status ${status}` : "All cells", columns, records);
-  const statuses = [...new Set(Array.from({ length: data.count }, (_, index) => data.status(index)))];
-  const choices = el("p", { class: "choices" }, ...[null, ...statuses].flatMap((one) => (one === (status ?? null) ? [el("b", {}, one ?? "all"), " "] : [link(one ?? "all", "cells", ...(one ? [one] : [])), " "])));
-  return { heading: status ? `Cells: ${status}` : "All cells", body: [el("p", {}, `${whole(records.length)} of ${whole(data.count)} cells.`), choices, element], ready: make };
+  const statuses = [null, ...new Set(everything.map((record) => record.status))];
+  const choices = statuses.flatMap((one) => [one === (status ?? null) ? el("b", {}, one ?? "all") : link(one ?? "all", "cells", ...(one ? [one] : [])), " "]);
+  const body = [el("p", {}, `${whole(records.length)} of ${whole(data.count)} cells.`), el("p", { class: "choices" }, ...choices), element];
+  return { heading: status ? `Cells: ${status}` : "All cells", body, ready: make };
 }
 
 // --- a cell ---------------------------------------------------------------------------------------------------------

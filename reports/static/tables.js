@@ -48,7 +48,7 @@ function enhance(table) {
           extend: "colvis",
           text: "Columns",
           columns: headings.map((_, index) => index).slice(first + 1),
-          columnText: (api, index) => headings[index].dataset.title,
+          columnText: (api, index) => headings[index].dataset.label,
         },
       ],
     };
@@ -70,7 +70,7 @@ function gather(table) {
   const [body, ...others] = table.tBodies;
   const head = document.createElement("th");
   head.textContent = "section";
-  head.dataset.title = "section";
+  head.dataset.label = "section";
   table.tHead.rows[0].prepend(head);
   for (const part of [body, ...others]) {
     const name = part.querySelector("tr.section").textContent;
