@@ -80,8 +80,9 @@ class Run:
 
 def snakemake(folder: Path, *targets: object, grid: str = "grid.yaml", **more) -> Run:
     """The workflow as a user runs it, with the project's own profile."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(registry.ROOT / "Snakefile"), "--cores", "1"]
-    return Run(folder, *command, *map(str, targets), "--config", f"grid={grid}", **more)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(registry.ROOT / "Snakefile")]
+    command += ["--quiet", "host", "--cores", "1", *map(str, targets), "--config", f"grid={grid}"]
+    return Run(folder, *command, **more)
 
 
 def job(folder: Path, cell: Cell, **more) -> Run:
