@@ -33,14 +33,51 @@ from models.shape import SiteId
 NUMERATOR, DENOMINATOR, EDGE = 6, 4, 3.0
 
 
+def poly(x, c):
+    """sum_i c_i x^i of x (..., G, n) with coefficients c (G or 1, degree + 1)."""
+    value = torch.addcmul(c[:, -2:-1], c[:, -1:], x)
+    for i in reversed(range(c.shape[1] - 2)):
+        value = torch.addcmul(c[:, i : i + 1], value, x)
+    return value
+
+
 def rational(x, a, b):
     """x (..., G, c), a (G or 1, 6), b (G or 1, 4) -> (..., G, c)."""
-    above, below = a[:, -1:], b[:, -1:]
-    for i in reversed(range(a.shape[1] - 1)):
-        above = above * x + a[:, i : i + 1]
-    for j in reversed(range(b.shape[1] - 1)):
-        below = below * x + b[:, j : j + 1]
-    return above / (1 + (below * x).abs())
+    return poly(x, a) / (1 + (x * poly(x, b)).abs())
+
+
+def slope(x, a, b):
+    """d phi / dx; with S = sum_j b_j x^j also d phi / dP = 1 / (1 + |S|) and d phi / dS = -P sign(S) / (1 + |S|)^2."""
+    powers, S = torch.arange(a.shape[1], device=a.device), x * poly(x, b)
+    by_P = 1 / (1 + S.abs())
+    by_S = -poly(x, a) * by_P.square() * S.sign()
+    dP, dS = poly(x, (a * powers)[:, 1:]), poly(x, b * powers[1 : 1 + b.shape[1]])
+    return dP * by_P + dS * by_S, by_P, by_S
+
+
+class Change(torch.autograd.Function):
+    """phi(x; a, b) - phi(x; a_0, b_0), of which autograd keeps x alone rather than every power."""
+
+    @staticmethod
+    def forward(ctx, x, a, b, a_0, b_0):
+        ctx.save_for_backward(x, a, b, a_0, b_0)
+        return rational(x, a, b) - rational(x, a_0, b_0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, a, b, a_0, b_0 = ctx.saved_tensors
+        rise, by_P, by_S = slope(x, a, b)
+        d_x = grad * (rise - slope(x, a_0, b_0)[0]) if ctx.needs_input_grad[0] else None
+        summed = [d for d in range(x.dim()) if d != x.dim() - 2]
+        power, d_a, d_b = grad * by_P, [], []
+        for _ in range(a.shape[1]):
+            d_a.append(power.sum(summed))
+            power = power * x
+        power = grad * by_S
+        for _ in range(b.shape[1]):
+            power = power * x
+            d_b.append(power.sum(summed))
+        return d_x, torch.stack(d_a, 1), torch.stack(d_b, 1), None, None
 
 
 def fit(act):
@@ -70,7 +107,7 @@ class Activation(nn.Module):
         z = x.to(self.a_0.dtype).unflatten(-1, (len(self.B_a), -1))
         a = self.a_0 + self.scale * self.B_a @ self.A_a
         b = self.b_0 + self.scale * self.B_b @ self.A_b
-        change = rational(z, a, b) - rational(z, self.a_0[None], self.b_0[None])
+        change = Change.apply(z, a, b, self.a_0[None], self.b_0[None])
         return act(x) + change.flatten(-2).to(x.dtype)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.adapter.nora import Activation, NoRA, fit, rational
+from methods.adapter.nora import Activation, Change, NoRA, fit, rational
 from tests.helpers import attach, backbone, batch, close, differ, lively, run
 from workflow.count import count
 
@@ -50,12 +50,22 @@ class TestRational:
         x, a = random(5, 1, 3), torch.tensor([[0.0, 1, 0, 0, 0, 0]], dtype=torch.float64)
         assert torch.equal(rational(x, a, torch.zeros(1, 4, dtype=torch.float64)), x)
 
+    def test_gradients_of_the_change(self):
+        """Against finite differences, and what autograd keeps: x and the coefficients."""
+        x, a, b = (t.requires_grad_(True) for t in (random(3, 2, 4), random(2, 6, seed=1), random(2, 4, seed=2)))
+        a_0, b_0 = random(1, 6, seed=3), random(1, 4, seed=4)
+        assert torch.autograd.gradcheck(lambda *t: Change.apply(*t, a_0, b_0), (x, a, b))
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()), lambda t: t):
+            change = Change.apply(x, a, b, a_0, b_0)
+        assert close(change, rational(x, a, b) - rational(x, a_0, b_0)) and sum(kept) == 24 + 12 + 8 + 6 + 4
+
     def test_no_poles_and_finite_gradients_far_out(self):
         x = torch.linspace(-50, 50, 2001)[:, None, None].requires_grad_(True)
         a, b = (random(1, n, seed=n).float().requires_grad_(True) for n in (6, 4))
-        y = rational(x, a, b)
-        found = torch.autograd.grad(y.sum(), (x, a, b))
-        assert y.isfinite().all() and all(g.isfinite().all() for g in found)
+        for y in (rational(x, a, b), Change.apply(x, a, b, a.detach() / 2, b.detach() / 2)):
+            found = torch.autograd.grad(y.sum(), (x, a, b))
+            assert y.isfinite().all() and all(g.isfinite().all() for g in found)
 
 
 class TestFit:
