@@ -5,7 +5,7 @@ import sys
 from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, workflow.basedir)
-from workflow import entry, pack, products
+from workflow import entry, pack, products, scheduler
 from workflow.errors import AtlasError
 
 try:
@@ -22,7 +22,10 @@ if workflow.is_main_process:
 pack.drop_stale(GRID, PACKS)
 AWAITED = pack.awaited(GRID, PACKS)
 ON_GPU = bool({"gpu", "gpu_mb"} & GRID.resources.keys())
-GPU = {"gpu": lambda wildcards: NEEDS[wildcards.key]["gpu"]} if ON_GPU else {}
+GPU = scheduler.gpus(
+    config, (lambda wildcards: NEEDS[wildcards.key]["gpu"]) if ON_GPU else None
+)
+SITE = scheduler.named(config)
 
 # The commands are made here, once, rather than from `params` of every job, which costs seconds on thousands of jobs.
 # With --software-deployment-method conda the jobs have a Python of their own.

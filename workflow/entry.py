@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from workflow import registry, resources, results
+from workflow import registry, resources, results, scheduler
 from workflow.errors import AtlasError, suggest
 from workflow.grid import Grid, load
 
 COUNTED_CELLS = 1000
-OPTIONS = ("grid", "data_root", "threads")
+OPTIONS = ("grid", "data_root", "threads", *scheduler.OPTIONS)
 
 
 def read_config(config: dict) -> Grid:

@@ -1,8 +1,8 @@
 """A SLURM cluster on this machine: one node with two cores and two GPUs, which are plain files.
 
-It lives in namespaces of its own: its processes, its network, its host name and its /etc/slurm (the only place where jobs
-look for the configuration) are seen only from inside, and all of it ends when its first process does, which ends with
-the process that made it, however that ends.
+It lives in namespaces of its own: its processes, its network, its host name and its /etc/slurm (the only place where
+jobs look for the configuration) are seen only from inside, and all of it ends when its first process does, which ends
+with the process that made it, however that ends.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ class Cluster:
 
     def entering(self, command: Sequence[object], cwd: Path = Path("/")) -> list[str]:
         """The command, such that it runs inside the cluster in the folder `cwd`."""
-        where = f"--target={self._inside}", f"--wd={cwd}"
-        return ["nsenter", *where, "--mount", "--pid", "--net", "--uts", "--", *map(str, command)]
+        inside = f"--target={self._inside}", "--mount", "--pid", "--net", "--uts"
+        return ["nsenter", *inside, "--", "env", f"--chdir={cwd}", *map(str, command)]
 
     def _child(self) -> int:
         children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children").read_text().split()

@@ -20,15 +20,20 @@ rule cell:
         "../../environment.yml"
     threads: int(config.get("threads", 1))
     resources:
+        **SITE,
         **GPU,
         mem_mb=lambda wildcards, attempt: NEEDS[wildcards.key]["mem_mb"] * attempt,
         runtime=lambda wildcards, attempt: NEEDS[wildcards.key]["runtime"] * attempt,
     shell:
-        f"{ATLAS} cell {ON_GRID} {ON_DATA} --key {{wildcards.key}}/{{wildcards.seed}} --threads {{threads}} 2>&1 | tee {{log:q}}"
+        scheduler.logged(
+            f"{ATLAS} cell {ON_GRID} {ON_DATA} --key {{wildcards.key}}/{{wildcards.seed}} --threads {{threads}}"
+        )
 
 
 PACK_NEEDS = {name: pack.needs(cells, NEEDS) for name, cells in PACKS.items()}
-PACK_GPU = {"gpu": lambda wildcards: PACK_NEEDS[wildcards.pack]["gpu"]} if GPU else {}
+PACK_GPU = scheduler.gpus(
+    config, (lambda wildcards: PACK_NEEDS[wildcards.pack]["gpu"]) if ON_GPU else None
+)
 
 
 # Cells that share task and network, one after the other in one job, each with its own result.
@@ -43,9 +48,12 @@ rule pack:
         "../../environment.yml"
     threads: int(config.get("threads", 1))
     resources:
+        **SITE,
         **PACK_GPU,
         mem_mb=lambda wildcards, attempt: PACK_NEEDS[wildcards.pack]["mem_mb"] * attempt,
         runtime=lambda wildcards, attempt: PACK_NEEDS[wildcards.pack]["runtime"]
         * attempt,
     shell:
-        f"{ATLAS} pack {ON_GRID} {ON_DATA} {{wildcards.pack:q}} --threads {{threads}} 2>&1 | tee {{log:q}}"
+        scheduler.logged(
+            f"{ATLAS} pack {ON_GRID} {ON_DATA} {{wildcards.pack:q}} --threads {{threads}}"
+        )
