@@ -83,7 +83,9 @@ def made(name: str, title: str, study: Study, filled: Sequence[Filled], notes: N
     shown = (entry for block in table.blocks() for row in block.rows for entry in row.entries)
     if any(entry.status == NOT_IN_GRID for entry in shown):
         notes.general.append("n/a: the grid has no such cell.")
-    return replace(table, notes=notes.listed())
+    noted = replace(table, notes=notes.listed())
+    vars(noted)["_blocks"] = table.blocks()  # notes are no part of them
+    return noted
 
 
 def incomplete(

@@ -7,6 +7,7 @@ import string
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from workflow.text import plain
 
@@ -56,7 +57,7 @@ class Column:
         return f"{self.group}: {self.title} [{self.unit}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What stands in one place of a table: a figure in the column's unit, or a word that says why there is none."""
 
@@ -72,7 +73,7 @@ class Entry:
         return replace(self, marks=self.marks + marks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TableRow:
     label: str
     section: str
@@ -100,6 +101,10 @@ class Table:
 
     def blocks(self) -> tuple[Block, ...]:
         """What is printed: a block a group of columns, without the rows that have no cell there."""
+        return self._blocks
+
+    @cached_property
+    def _blocks(self) -> tuple[Block, ...]:
         titles: dict[tuple, list[str]] = {}
         for group in dict.fromkeys(column.group for column in self.columns):
             chosen = [index for index, column in enumerate(self.columns) if column.group == group]
