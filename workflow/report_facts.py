@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -51,7 +52,8 @@ def shown_path(path) -> str:
 
 
 def default(value: object) -> str:
-    return value.value if isinstance(value, Unknown) else repr(value)
+    """As JSON, like the settings of cells; in words where the source does not tell."""
+    return value.value if isinstance(value, Unknown) else json.dumps(value, default=repr)
 
 
 def paper(identifier: str) -> str:

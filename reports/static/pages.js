@@ -98,12 +98,15 @@ const modelLink = (data, place) => link(data.model(place).name, "model", data.mo
 const placeText = (data, place) => `${data.task(place).suite}/${data.task(place).task}, ${data.model(place).name}`;
 
 function trail() {
-  return el("nav", { class: "trail", "aria-label": "Pages" }, el("a", { href: "#" }, "Report"), link("All cells", "cells"), link("Compare", "compare"));
+  return el("nav", { class: "trail", "aria-label": "Back" }, el("a", { href: "#" }, "← Report"));
 }
 
 function section(title, ...content) {
   return el("section", {}, el("h2", {}, title), ...content.flat());
 }
+
+// Side by side where there is room.
+const beside = (...content) => el("div", { class: "beside" }, ...content);
 
 // Pairs of name and value; a value is text, an element or a list of them. Absent ones are left out.
 function terms(pairs, name = "record") {
@@ -215,12 +218,18 @@ function table(id, caption, columns, records, paged = 25) {
       columns: columns.map((column) => ({
         title: escaped(column.title),
         type: column.figure ? "page-figure" : "string",
-        className: column.figure ? "figure dt-right" : "dt-left",
+        className: column.figure ? "figure" : "words",
         data: null,
         render: (_, type, record) => (type === "display" ? node(column.shown(record)) : type === "filter" ? filterText(column, record) : column.value(record)),
       })),
     };
     open.push(new DataTable(element, settings));
+    // the part that scrolls sideways is now inside, beside the controls
+    const outer = element.closest(".scroll"), inner = element.closest(".dt-layout-table");
+    for (const name of ["role", "tabindex", "aria-label"]) {
+      inner.setAttribute(name, outer.getAttribute(name));
+      outer.removeAttribute(name);
+    }
   };
   return [el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption }, element), make];
 }
@@ -244,7 +253,7 @@ function standingRecord(data, row, place) {
 function scoreColumns(data) {
   return [
     figure("score", ({ standing }) => standing?.mean ?? null, (record) => scoreCell(data, record)),
-    text("unit", ({ at }) => at.unit),
+    text("unit", ({ at }) => (at.scored ? at.unit : "")),
     figure("seeds", ({ standing }) => standing?.seeds ?? null, ({ standing, cells }) => (standing ? (standing.seeds === cells.length ? standing.seeds : `${standing.seeds} of ${cells.length}`) : why(blank(data, cells)))),
   ];
 }
@@ -359,7 +368,7 @@ function countsOf(data, row) {
   const element = el("table", { class: "plain" }, el("caption", {}, "Parameters, head apart"), el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))), el("tbody", {}, ...body));
   const wrong = [...new Set(counts.flatMap(({ mismatch }) => mismatch))];
   return [
-    el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Parameters" }, element),
+    el("div", { class: "scroll fit", role: "region", tabindex: "0", "aria-label": "Parameters" }, element),
     el("p", { class: "notes" }, wrong.length ? `≠ ${wrong.join("; ")}.` : "Every count with a closed form is the one that it gives."),
   ];
 }
@@ -374,8 +383,7 @@ function settingsOf(data, method, records) {
   const rows = names(settings, Object.keys(known)).map((name) => [name, values(settings, name).join(" | "), known[name]?.[0] ?? DASH, known[name]?.[1] ?? DASH]);
   const recipe = names(recipes).map((name) => [name, values(recipes, name).join(" | ")]);
   return [
-    rows.length ? small("Settings", ["setting", "in this grid", "default", "type"], rows) : el("p", {}, "It has no settings."),
-    recipe.length ? small("Recipe", ["recipe", "in this grid"], recipe) : "",
+    beside(rows.length ? small("Settings", ["setting", "in this grid", "default", "type"], rows) : el("p", {}, "It has no settings."), recipe.length ? small("Recipe", ["recipe", "in this grid"], recipe) : ""),
     el("p", { class: "notes" }, "Where cells differ, all values are listed; each cell's page has its own. Divisions: ", [...new Set(cells.map((index) => data.of("division", index)))].join(", ") || DASH, "."),
   ];
 }
@@ -383,7 +391,7 @@ function settingsOf(data, method, records) {
 function small(caption, heads, rows) {
   const element = el("table", { class: "plain words" }, el("caption", {}, caption), el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))));
   element.append(el("tbody", {}, ...rows.map(([first, ...rest]) => el("tr", {}, el("th", { scope: "row" }, first), ...rest.map((value) => el("td", {}, value))))));
-  return el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": caption }, element);
+  return el("div", { class: "scroll fit", role: "region", tabindex: "0", "aria-label": caption }, element);
 }
 
 function conformanceOf(method) {
@@ -510,13 +518,13 @@ function cellsPage(data, status) {
     text("division", ({ index }) => data.of("division", index)),
     figure("seed", ({ index }) => data.at("seed", index), ({ index }) => data.at("seed", index)),
     text("status", (record) => record.status, (record) => el("span", { class: record.status === "ok" ? null : "word" }, record.status)),
+    ...(records.some(({ index }) => data.reason(index)) ? [text("reason", ({ index }) => data.reason(index), ({ index }) => el("span", { class: "reason" }, data.reason(index)))] : []),
     figure("score", (record) => scaled(record, "value"), (record) => scaledText(record, "value", (score) => score.toFixed(data.places[record.place].decimals))),
     figure("standard error", (record) => scaled(record, "stderr"), (record) => scaledText(record, "stderr", significant)),
-    text("unit", ({ place }) => data.places[place].unit),
+    text("unit", ({ place }) => (data.places[place].scored ? data.places[place].unit : "")),
     ...["trained", "memory", "step", "train"]
       .filter((name) => data.figureNames.includes(name))
       .map((name) => figure(heading(data, name), ({ index }) => data.at(name, index), ({ index }) => figureText(data, name, data.at(name, index)))),
-    text("reason", ({ index }) => data.reason(index)),
   ];
   const [element, make] = table("cells-table", status ? `Cells with status ${status}` : "All cells", columns, records);
   const statuses = [null, ...new Set(everything.map((record) => record.status))];
@@ -553,7 +561,7 @@ async function cellPage(data, key) {
     section("Scores", ...scoresOf(data, place, index, metrics)),
     section("Curves", ...curvesOf(data, index, curves)),
     section("Costs", ...costsOf(data, index, costs)),
-    section("Settings and recipe", ...tableOf("Settings", data.of("settings", index)), ...tableOf("Recipe", data.of("recipe", index))),
+    section("Settings and recipe", beside(...tableOf("Settings", data.of("settings", index)), ...tableOf("Recipe", data.of("recipe", index)))),
     section("Predictions", ...predictionsOf(data, index, predictions)),
     section("Provenance", ...(provenance ? tableOf("Provenance", flat(provenance)) : [absentPart(data, index, "figures")])),
     section("Run it again", ...command(`python -m workflow cell --grid ${quoted(data.grid.file)} --key ${config}/${seed}`)),
@@ -587,14 +595,16 @@ function curvesOf(data, index, curves) {
     const thinned = curve.of > curve.steps.length ? `, ${curve.steps.length} of ${whole(curve.of)} points` : "";
     return el("figure", {}, curvePlot(name, curve), el("figcaption", {}, `${name.replaceAll("_", " ")}${thinned}`));
   });
-  return [el("div", { class: "figures" }, ...drawn)];
+  return [beside(...drawn)];
 }
 
 function costsOf(data, index, costs) {
   const found = Object.entries(costs).filter(([, values]) => values && Object.keys(values).length);
   if (!found.length) return [absentPart(data, index, "figures")];
+  const named = data.figureNames.filter((name) => data.at(name, index) !== null).map((name) => [`${data.figures[name].title}`, `${figureText(data, name, data.at(name, index))} ${data.figures[name].unit}`]);
   const units = { memory: "bytes", time: "seconds; rates a second", latency: "seconds", flops: "operations", energy: "joules" };
-  return found.map(([name, values]) => el("details", {}, el("summary", {}, `${name}${units[name] ? `, ${units[name]}` : ""}`), ...tableOf(name, flat(values))));
+  const rest = found.map(([name, values]) => el("details", {}, el("summary", {}, `all of ${name}${units[name] ? `, ${units[name]}` : ""}`), ...tableOf(name, flat(values))));
+  return [named.length ? terms(Object.fromEntries(named)) : "", ...rest];
 }
 
 function tableOf(caption, values) {
@@ -618,7 +628,7 @@ function predictionsOf(data, index, predictions) {
   const rows = predictions.rows.map((row) => el("tr", {}, ...names.map((name) => el("td", {}, show(row[name])))));
   const element = el("table", { id: "predictions", class: "plain words" }, el("caption", {}, `${predictions.rows.length} of ${whole(predictions.of)} test examples`), el("thead", {}, heads), el("tbody", {}, ...rows));
   const text = "The first that are wrong and the first that are right, in the order of the file; no share of either.";
-  return [el("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Predictions" }, element), el("p", { class: "notes" }, text)];
+  return [el("div", { class: "scroll fit", role: "region", tabindex: "0", "aria-label": "Predictions" }, element), el("p", { class: "notes" }, text)];
 }
 
 // --- compare --------------------------------------------------------------------------------------------------------
@@ -701,7 +711,7 @@ function differenceColumns(data, first, second) {
     figure(second, ({ b }) => b.standing?.mean ?? null, ({ b }) => scoreCell(data, b)),
     figure("difference", ({ mean }) => mean ?? null, (record) => (record.why ? none(record) : signed(record.mean))),
     figure("95 % interval", ({ low }) => low ?? null, (record) => (record.why ? DASH : `${signed(record.low)} to ${signed(record.high)}`)),
-    text("unit", ({ unit, at }) => unit ?? at.unit),
+    text("unit", ({ unit, at }) => unit ?? (at.scored ? at.unit : "")),
     figure("p", ({ p }) => p ?? null, ({ p }) => (p === undefined ? DASH : p < 0.0005 ? "< 0.001" : p.toFixed(3))),
     text("verdict", (record) => record.why ?? outcomeText(record, first, second)),
     text("from", ({ basis }) => basis ?? DASH),
