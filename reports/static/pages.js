@@ -211,7 +211,7 @@ function table(id, caption, columns, records, paged = 25) {
       layout: {
         topStart: records.length > 8 ? "search" : null,
         topEnd: null,
-        bottomStart: records.length > paged ? "info" : null,
+        bottomStart: records.length > 8 ? "info" : null,
         bottomEnd: records.length > paged ? "paging" : null,
       },
       language: { search: "Filter", searchPlaceholder: "any word of a row", emptyTable: "nothing here" },
