@@ -205,8 +205,9 @@ class Predictions:
         return self.table is not None and self.facts.kind != "regression"
 
     def right(self) -> dict:
-        """A bit an example in the order of the ids, packed and as base64, and a digest that says which examples they
-        are: two cells are paired where it is the same. Of a test split with parts, those that the headline counts."""
+        """A bit an example in the order of the ids, packed and as base64, and a digest of ids and right answers that
+        says which examples they are: two cells are paired where it is the same. Of a test split with parts, those
+        that the headline counts."""
         if not self.scored:
             return {}
         import numpy as np
@@ -218,9 +219,10 @@ class Predictions:
         ids = [str(rows["id"][index]) for index in counted]
         if len(set(ids)) < len(ids) or not ids:
             return {}
-        bits = [rows["reference"][index] == rows[self.column][index] for index in counted]
+        references = [rows["reference"][index] for index in counted]
+        bits = [reference == rows[self.column][index] for reference, index in zip(references, counted, strict=True)]
         return {
-            "examples": f"{zlib.crc32(json.dumps(ids).encode()):08x}",
+            "examples": f"{zlib.crc32(json.dumps([ids, references], default=str).encode()):08x}",
             "n": len(bits),
             "bits": base64.b64encode(np.packbits(bits).tobytes()).decode(),
         }

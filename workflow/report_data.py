@@ -19,7 +19,17 @@ from workflow.standing import BASELINES, Standing
 from workflow.tables import Tables
 
 STATIC = Path(__file__).parent.parent / "reports" / "static"
-SCRIPTS = ("data.js", "statistics.js", "plots.js", "pages.js")
+SCRIPTS = (
+    "data.js",
+    "statistics.js",
+    "plots.js",
+    "elements.js",
+    "methods.js",
+    "places.js",
+    "cells.js",
+    "compare.js",
+    "pages.js",
+)
 BLOCK = 200  # cells whose details are read together
 ROOM = 14_000_000  # bytes
 LEAST = 100  # bytes a cell below which its details are not even tried

@@ -12,7 +12,7 @@ from workflow import registry
 from workflow.outcomes import Place, Row, Study
 from workflow.registry import MethodInfo
 from workflow.source import Unknown
-from workflow.standing import metric_of
+from workflow.standing import PER_EXAMPLE, metric_of
 from workflow.table_scores import checkpoint, cut_test, test_sizes
 
 ARXIV = re.compile(r"\d{4}\.\d{4,5}(v\d+)?|[a-z-]+(\.[A-Z]{2})?/\d{7}")
@@ -107,8 +107,8 @@ def model(name: str, entry: Any) -> dict:
 
 
 def place(study: Study, at: Place) -> dict:
-    """How scores at a place are shown and what they hold for."""
-    metric = study.metric(at)
+    """How scores at a place are shown and what they hold for; `share`: a score is the share of right test examples."""
+    metric, facts = study.metric(at), study.facts[at]
     shown = metric_of(metric)
     return {
         "title": at.title,
@@ -118,6 +118,7 @@ def place(study: Study, at: Place) -> dict:
         "decimals": shown.decimals,
         "lower": shown.lower,
         "scored": not at.cost_only,
+        "share": metric in PER_EXAMPLE and not (facts.parts and facts.headline == "mean"),
         "checkpoint": checkpoint(study, at),
         "test": test_sizes(study, at),
         "cut": cut_test(study, at),

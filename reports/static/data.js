@@ -20,7 +20,9 @@ const report = once(async () => {
   const count = found.cells;
   const at = (name, index) => (columns[name] === undefined ? null : columns[name][index]);
   const of = (name, index) => shared[name][columns[name][index]];
-  const byPair = new Map(), byKey = new Map(), standing = new Map();
+  const byPair = new Map(),
+    byKey = new Map(),
+    standing = new Map();
   for (let index = 0; index < count; index++) {
     const pair = `${columns.row[index]} ${columns.place[index]}`;
     if (!byPair.has(pair)) byPair.set(pair, []);

@@ -28,14 +28,16 @@ function mcnemar(onlyFirst, onlySecond) {
 // Difference of two paired shares and its 95 % interval by Bonett and Price: one example is added to either kind of
 // disagreement, so that few disagreements do not give an interval without width.
 function pairedShares(onlyFirst, onlySecond, n) {
-  const a = (onlyFirst + 1) / (n + 2), b = (onlySecond + 1) / (n + 2);
+  const a = (onlyFirst + 1) / (n + 2),
+    b = (onlySecond + 1) / (n + 2);
   const half = NORMAL * Math.sqrt((a + b - (a - b) ** 2) / (n + 2));
   return { mean: (onlyFirst - onlySecond) / n, low: Math.max(-1, a - b - half), high: Math.min(1, a - b + half), n };
 }
 
 // How many examples only the first and only the second of two bit strings has right.
 function disagreements(first, second) {
-  let onlyFirst = 0, onlySecond = 0;
+  let onlyFirst = 0,
+    onlySecond = 0;
   for (let i = 0; i < first.length; i++) {
     onlyFirst += ones(first[i] & ~second[i]);
     onlySecond += ones(second[i] & ~first[i]);
@@ -50,7 +52,8 @@ function ones(byte) {
 }
 
 function median(values) {
-  const sorted = [...values].sort((a, b) => a - b), middle = sorted.length >> 1;
+  const sorted = [...values].sort((a, b) => a - b),
+    middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
