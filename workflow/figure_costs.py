@@ -14,8 +14,8 @@ from workflow.typeset import significant
 MOST_PLACES = 8
 MOST_ROWS = 60
 NOTES = (
-    "Time of a cell in parts, median over seeds: what is left of the whole cell's time is *other*. Memory: bytes of "
-    "tensors in one training step, as the grid's `measure` asks for; weights that are trained in place count as base. "
+    "Time of a cell in parts, median over seeds: what is left of the whole cell's time is called other. Memory: bytes "
+    "of tensors in one training step, where the grid measures them; weights that are trained in place count as base. "
     "Ordered by the grid, controls first.",
 )
 
@@ -103,7 +103,9 @@ def breakdown_at(
     ]
     alt = f"{breakdown.view} by parts on {place.title}. {'; '.join(said)}.".capitalize()
     left = len(bars) - len(rows)
-    caption = f"{place.title}: {breakdown.view} of a cell in parts" + (f"; {left} more methods are not drawn" if left else "")
+    caption = f"{place.title}: {breakdown.view} of a cell in parts" + (
+        f"; {left} more methods are not drawn" if left else ""
+    )
     height = 1.15 + 0.23 * len(rows)
 
     def paint(figure, marks: Marks) -> None:

@@ -15,8 +15,8 @@ MOST_COLOURS = 10  # rows with a colour of their own; more share those of their 
 MOST_POINTS = 60  # of a line
 NOTES = (
     "Left: training loss, each point a mean over the steps before it. Right: the metric on validation data that a "
-    "checkpoint is chosen by, at each evaluation. One line a cell, so seeds of a method have several; controls are grey "
-    "and dashed.",
+    "checkpoint is chosen by, at each evaluation. One line a cell, so seeds of a method have several; controls are "
+    "grey and dashed.",
 )
 
 
@@ -62,7 +62,7 @@ def curves_at(study: Study, place: Place, family_of: dict[Row, str]) -> Drawing 
     caption = f"{place.title}: learning curves" + (f"; {left} more cells are not drawn" if left > 0 else "")
 
     def paint(figure, marks: Marks) -> None:
-        figure.subplots_adjust(left=0.07, right=0.99, top=0.97, bottom=0.27, wspace=0.2)
+        figure.subplots_adjust(left=0.07, right=0.99, top=0.97, bottom=0.24, wspace=0.2)
         left, right = figure.subplots(1, 2)
         shades, named = shading([curve.row for curve in curves], family_of)
         for curve in curves:

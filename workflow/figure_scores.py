@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from workflow.figures import INK, MUTED, Drawing, Gallery, Marks, colours, drawn, place_text
+from workflow.figures import INK, MUTED, Drawing, Gallery, Marks, colours, drawn, log_axis, place_text
 from workflow.outcomes import Outcome, Place, Row, Study
 from workflow.standing import BASELINES, Estimate, Standing, leader, metric_of
 from workflow.table_costs import MIB
@@ -16,12 +17,10 @@ from workflow.typeset import significant
 MOST_PLACES = 10  # places that are drawn; the means of suites come first
 MOST_LABELS = 20  # methods with a name in a figure: the front and the controls, then the highest scores
 AREAS = (24, 190)  # of markers, in square points, from the least to the most memory
-BESIDE = [((9, 0), "left"), ((-9, 0), "right"), ((0, 11), "center"), ((0, -11), "center")]  # points from the marker
-BESIDE += [((9, y), "left") for y in (10, -10, 20, -20)] + [((-9, y), "right") for y in (10, -10, 20, -20)]
 NOTES = (
-    "Bars: 95 % intervals. Filled: the best method and those that cannot be told apart from it; hollow: told apart from "
-    "it. Line: the Pareto front, methods that no other beats at the same cost or less. Diamond: full fine-tuning. Dashed "
-    "lines: controls that every method should beat; dotted line: chance, where the axis reaches it.",
+    "Bars: 95 % intervals. Filled: the best method and those that cannot be told apart from it; hollow: told apart "
+    "from it. Line: the Pareto front, methods that no other beats at the same cost or less. Diamond: full fine-tuning. "
+    "Dashed lines: controls that every method should beat; dotted line: chance, where the axis reaches it.",
     "A marker's area grows with the peak memory of training, where every method drawn has one. A method without the "
     "cost, or with a cost of nothing, has no place on a log axis and is only in the tables.",
 )
@@ -104,7 +103,9 @@ COSTS = (
         "trained parameters",
     ),
     MEMORY,
-    Cost("step time", "median training step, ms", scaled("time", "step_median", divisor=1e-3), median, mean, "ms a step"),
+    Cost(
+        "step time", "median training step, ms", scaled("time", "step_median", divisor=1e-3), median, mean, "ms a step"
+    ),
     Cost("latency", "latency in use, batch of 1, ms", latency, median, mean, "ms"),
     Cost("energy", "energy of training, J", scaled("energy", "train"), median, mean, "J"),
 )
@@ -137,9 +138,7 @@ def arenas(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> list[Arena
     return over_tasks + alone
 
 
-def mean_arenas(
-    study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]]
-) -> Iterator[Arena]:
+def mean_arenas(study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]]) -> Iterator[Arena]:
     """The mean over all tasks, and over groups of tasks where the suite has them: last the widest, so it is first."""
     for one in reversed(means(study, places)):
         scores = {row: own for row in study.rows if (own := one.of(row, ranked))}
@@ -170,22 +169,27 @@ def score_against_cost(study: Study, arena: Arena, cost: Cost, family_of: dict[R
     if not points:
         return None
     lines = {row.label: standing.score for row, standing in arena.standings.items() if row.method in BASELINES}
-    said = [f"{point.row.label} {shown(point.score)} at {point.cost:,.{0 if point.cost >= 100 else 2}f}" for point in points]
+    said = [
+        f"{point.row.label} {shown(point.score)} at {point.cost:,.{0 if point.cost >= 100 else 2}f}" for point in points
+    ]
     said += [f"{label} {score.mean:.1f} (line)" for label, score in lines.items()]
     alt = f"Score against {cost.axis} on {arena.title}. {'; '.join(said)}."
     alt += f" Pareto front: {', '.join(point.row.label for point in front(points)) or 'no method'}."
 
     def paint(figure, marks: Marks) -> None:
-        figure.subplots_adjust(left=0.1, right=0.985, top=0.975, bottom=0.22)
+        figure.subplots_adjust(left=0.1, right=0.985, top=0.975, bottom=0.23)
         axes = figure.add_subplot()
         paint_points(axes, points, cost, family_of, marks)
         paint_front(axes, points, marks)
         paint_lines(axes, lines, marks)
         axes.set_xscale("log")
         axes.margins(x=0.14, y=0.12)
+        log_axis(axes.xaxis, *axes.get_xlim())
         levels = {label: score.mean for label, score in lines.items()}
         if arena.chance is not None and axes.get_ylim()[0] <= arena.chance <= axes.get_ylim()[1]:
-            marks.add(axes.axhline(arena.chance, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1), "control")
+            marks.add(
+                axes.axhline(arena.chance, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1), "control"
+            )
             levels["chance"] = arena.chance
         axes.set_xlabel(f"{cost.axis} (log scale)")
         axes.set_ylabel(arena.unit)
@@ -194,7 +198,8 @@ def score_against_cost(study: Study, arena: Arena, cost: Cost, family_of: dict[R
         paint_legend(figure, points, family_of)
 
     name = f"{arena.title}-{cost.view}"
-    return drawn(paint, name, f"{arena.title}: score against {cost.view}", alt, place=arena.title, view=cost.view)
+    caption = f"{arena.title}: score against {cost.view}"
+    return drawn(paint, name, caption, alt, size=(6.6, 3.9), place=arena.title, view=cost.view)
 
 
 def shown(score: Estimate) -> str:
@@ -218,7 +223,9 @@ def paint_points(axes, points: list[Point], cost: Cost, family_of: dict[Row, str
         data = {"method": point.row.label, "family": family_of[point.row]}
         at = point.cost, point.score.mean
         if point.score.half:
-            bar = axes.errorbar(*at, yerr=point.score.half, fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7)
+            bar = axes.errorbar(
+                *at, yerr=point.score.half, fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7
+            )
             for artist in (*bar[1], *bar[2]):
                 marks.add(artist, "bar", **data)
         filled = point.best or point.row.control
@@ -260,19 +267,30 @@ def paint_lines(axes, lines: dict[str, Estimate], marks: Marks) -> None:
 def paint_labels(figure, axes, points: list[Point], levels: dict[str, float], marks: Marks, family_of: dict) -> None:
     from matplotlib.transforms import Bbox
 
-    centres = [axes.transData.transform((point.cost, point.score.mean)) for point in points]
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in centres]
+    area = areas(points)
+    radii = {point: math.sqrt(area(point)) / 2 for point in points}
+    taken = []
+    for point, radius in radii.items():
+        x, y = axes.transData.transform((point.cost, point.score.mean))
+        taken.append(Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius))
     for label, score in levels.items():
         text = axes.text(0, score, label, transform=axes.get_yaxis_transform(), color=MUTED, va="bottom")
-        place_text(figure, text, [((share, score), "left") for share in (0, 0.2, 0.4, 0.6, 0.8)], taken)
+        place_text(figure, text, [((share, score), "left") for share in (0.01, 0.2, 0.4, 0.6, 0.8)], taken)
         marks.add(text, "control")
     on = front(points)
     named = sorted(points, key=lambda point: (not point.row.control, point not in on, -point.score.mean))
     for point in named[:MOST_LABELS]:
         at = point.cost, point.score.mean
         text = axes.annotate(point.row.label, at, (0, 0), textcoords="offset points", va="center")
-        place_text(figure, text, BESIDE, taken)
+        place_text(figure, text, beside(radii[point] + 4), taken)
         marks.add(text, "label", method=point.row.label, family=family_of[point.row])
+
+
+def beside(away: float) -> list[tuple[tuple[float, float], str]]:
+    """Where a label may stand, in points from the middle of a marker, and how it is aligned there."""
+    near = [((away, 0), "left"), ((-away, 0), "right"), ((0, away + 3), "center"), ((0, -away - 3), "center")]
+    far = [((away, y), "left") for y in (10, -10, 20, -20)] + [((-away, y), "right") for y in (10, -10, 20, -20)]
+    return near + far
 
 
 def paint_legend(figure, points: list[Point], family_of: dict[Row, str]) -> None:

@@ -13,8 +13,8 @@ from workflow.standing import Standing
 MOST_TASKS = 8
 MOST_COLOURS = 10
 NOTES = (
-    "Score minus that of full fine-tuning on the same task and model, so that zero is its level; higher is better. Bars: "
-    "95 % intervals of the difference, the two scores taken as independent.",
+    "Score minus that of full fine-tuning on the same task and model, so that zero is its level; higher is better. "
+    "Bars: 95 % intervals of the difference, the two scores taken as independent.",
 )
 
 
@@ -73,7 +73,10 @@ def backbone(study: Study, place: Place) -> float | None:
 
 def ladder(task: tuple[str, str], found: dict[Row, list[Gap]], family_of: dict[Row, str]) -> Drawing:
     title = "/".join(task)
-    said = [f"{row.label}: {', '.join(f'{gap.value:+.1f} on {gap.model}' for gap in values)}" for row, values in found.items()]
+    said = [
+        f"{row.label}: {', '.join(f'{gap.value:+.1f} on {gap.model}' for gap in values)}"
+        for row, values in found.items()
+    ]
     alt = f"Gap to full fine-tuning by model size on {title}. {'; '.join(said)}."
     few = len(found) <= MOST_COLOURS
     names = {row: row.label if few else family_of[row] for row in found}

@@ -40,7 +40,8 @@ def heat_map(study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[R
         return None
     rows, left = most_telling(rows, shares)
     said = [
-        f"{row.label}: " + ", ".join(f"{place.task} {ranked[place][row].score.mean:.1f}" for place in places if row in shares[place])
+        f"{row.label}: "
+        + ", ".join(f"{place.task} {ranked[place][row].score.mean:.1f}" for place in places if row in shares[place])
         for row in rows
     ]
     alt = f"Scores by task, {places[0].family}. {'; '.join(said)}."
@@ -115,9 +116,8 @@ def rank_plots(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> Galler
         places = [place for place in places if any(not row.control for row in ranked[place])]
         everywhere = [row for row in study.rows if not row.control and all(row in ranked[place] for place in places)]
         if len(places) < LEAST_TASKS or len(everywhere) < LEAST_METHODS:
-            reasons.append(
-                f"{model}: {len(places)} tasks with scores, {len(everywhere) if places else 0} methods with a score on all"
-            )
+            methods = len(everywhere) if places else 0
+            reasons.append(f"{model}: {len(places)} tasks with scores, {methods} methods with a score on all of them")
             continue
         found = ranking({row.label: [directed(ranked[place][row]) for place in places] for row in everywhere})
         without = [row.label for row in study.rows if not row.control and row not in everywhere]

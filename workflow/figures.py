@@ -1,5 +1,5 @@
-"""What the figures of the report share: SVG that takes its colours and fonts from the page, marks that its scripts find,
-and galleries of drawings."""
+"""What the figures of the report share: SVG that takes its colours and fonts from the page, marks that its scripts
+find, and galleries of drawings."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def inline(svg: str, prefix: str, alt: str, marks: Marks) -> str:
     svg = re.sub(r'<g id="mark(\d+)">', lambda found: marks.opening(int(found[1])), svg)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
+    svg = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'style="--width: \1px"', svg, count=1)
     svg = svg.replace("'DejaVu Sans'", "system-ui, sans-serif")
     for sentinel, colour in PAGE_COLOURS.items():
         svg = svg.replace(sentinel, colour)
@@ -138,6 +138,25 @@ def inline(svg: str, prefix: str, alt: str, marks: Marks) -> str:
 def colours(names: Iterable[str]) -> dict[str, str]:
     """A colour for each name, in order; with more names than colours they begin again."""
     return {name: SERIES[index % len(SERIES)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def log_axis(axis: Any, low: float, high: float) -> None:
+    """Ticks of a log axis with plain numbers: 1, 2 and 5 of every decade, or even ones on less than half a decade."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    wide = high > 3 * low
+    decades = high > 300 * low
+    axis.set_major_locator(LogLocator(subs=(1,) if decades else (1, 2, 5)) if wide else MaxNLocator(5))
+    axis.set_major_formatter(lambda value, _: short(value))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short(value: float) -> str:
+    """1.5 M, 20 k, 3, 0.02: a number for a tick."""
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if value >= size:
+            return f"{value / (1e3 if letter == ' k' else size):g}{letter}"
+    return f"{value:,.10g}"
 
 
 def place_text(figure: Any, text: Any, positions: list, taken: list) -> None:

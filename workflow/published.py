@@ -76,7 +76,9 @@ def _target(row: dict[str, str], path: Path, line: int) -> Target:
             trained=int(row["trained"]) if row["trained"] else None,
         )
     except (KeyError, ValueError) as error:
-        raise AtlasError(f"line {line} is no published score: {error}", file=path, mend="see the README beside it") from None
+        raise AtlasError(
+            f"line {line} is no published score: {error}", file=path, mend="see the README beside it"
+        ) from None
 
 
 def _settings(text: str) -> Iterable[tuple[str, object]]:
@@ -131,7 +133,8 @@ def differences(target: Target, found: list[Outcome]) -> Iterable[str]:
     """What shows that the cell is another set-up than the published one."""
     counts = {int(count) for outcome in found if (count := outcome.figure("parameters", "trained", "peak"))}
     if target.trained and counts and all(abs(count - target.trained) > NEAR * target.trained for count in counts):
-        yield f"trains {' or '.join(f'{count:,}' for count in sorted(counts))} parameters, the source {target.trained:,}"
+        own = " or ".join(f"{count:,}" for count in sorted(counts))
+        yield f"trains {own} parameters, the source {target.trained:,}"
 
 
 def verdict(difference: float, own: float | None, published: float | None, another: bool) -> str:

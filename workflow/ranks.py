@@ -20,7 +20,7 @@ class Ranking:
     difference: float
 
     def cliques(self) -> list[tuple[str, ...]]:
-        """The longest runs of methods, best first, whose mean ranks are within the critical difference of each other."""
+        """The longest runs of methods, best first, whose mean ranks are closer than the critical difference."""
         names = sorted(self.means, key=lambda name: (self.means[name], name))
         found: list[tuple[str, ...]] = []
         for first, start in enumerate(names):
