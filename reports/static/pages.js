@@ -51,7 +51,7 @@ async function show() {
   page.hidden = false;
   document.title = `${heading} – ${HOME}`;
   content.ready?.();
-  scrollTo(0, 0);
+  scrollTo({ top: 0, behavior: "instant" });
   title.focus({ preventScroll: true });
 }
 
@@ -66,7 +66,7 @@ function leave(index, page) {
   if (!back) return;
   const target = location.hash && document.getElementById(decoded(location.hash.slice(1)));
   if (target) target.scrollIntoView();
-  else scrollTo(0, indexScroll);
+  else scrollTo({ top: indexScroll, behavior: "instant" });
 }
 
 function close() {
