@@ -464,7 +464,9 @@ def _note_training(run: Run, training, counts: dict, selection: str) -> None:
     from workflow.measure import step_times
 
     log = training.log
-    run.time |= step_times(log.step_seconds) | {k: v for k, v in log.seconds.items()}
+    own = {"validation": log.seconds["validation"]} if "validation" in log.seconds else {}
+    charged = {name: seconds for name, seconds in log.seconds.items() if name not in own}
+    run.time |= step_times(log.step_seconds) | own | ({"method": charged} if charged else {})
     seconds = sum(log.step_seconds)
     run.time["train"] = seconds
     if seconds:

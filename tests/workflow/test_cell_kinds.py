@@ -167,3 +167,9 @@ def test_compiling_is_an_option_of_the_recipe_and_comes_after_attaching(tmp_path
         grid = grids.load(tmp_path / "grid.yaml")
         assert cells.main(grid, grid.cells[0]) == "ok"
     assert attached == [4], "once, with two maps in each of two blocks"
+
+
+def test_what_a_method_does_between_its_phases_is_charged_under_its_name(run):
+    result, _ = run("demo_vtab", "texture", "tiny-vit", "e2vpt")
+    assert result["status"] == "ok", result["reason"]
+    assert result["time"]["method"].keys() == {"importance"} and result["time"]["method"]["importance"] > 0
