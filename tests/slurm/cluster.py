@@ -16,7 +16,7 @@ from pathlib import Path
 
 NODE = "node1"
 ADDRESS = "192.0.2.1"  # SLURM looks for an address that is not the loopback's; this one is for examples
-MEMORY = 8000  # megabytes of the node
+MEMORY = 16000  # megabytes of the node
 TOOLS = ("unshare", "nsenter", "ip", "munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue")
 ACCOUNTING_TOOLS = ("slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb-install-db")
 
@@ -55,6 +55,7 @@ JobAcctGatherType=jobacct_gather/none
 WITH_ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
+AccountingStoragePass={folder}/munge.socket
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=2
 """
@@ -150,6 +151,11 @@ class Cluster:
     def output(self, *command: object) -> str:
         return self.run(*command).stdout.strip()
 
+    def start_now(self, job: str) -> None:
+        """Start a job that went back into the queue, where it would wait for two minutes."""
+        self._until(f"job {job} is in the queue", lambda: self.output("squeue", "-hj", job, "-o%T") == "PENDING")
+        self.output("scontrol", "update", f"jobid={job}", "StartTime=now")
+
     def until(self, what: str, *command: object, seconds: float = 60) -> None:
         """Wait for a command to succeed."""
         self._until(what, lambda: self.run(*command).returncode == 0, seconds)
@@ -192,7 +198,7 @@ class Cluster:
         made = self.run("mariadb-install-db", f"--datadir={data}", "--user=root", "--skip-test-db")
         assert made.returncode == 0, made.stdout
         setup = self.folder / "setup.sql"
-        setup.write_text("CREATE USER slurm@'%' IDENTIFIED BY 'slurm'; GRANT ALL ON slurm_acct_db.* TO slurm@'%';")
+        setup.write_text("CREATE USER slurm IDENTIFIED BY 'slurm';\nGRANT ALL ON slurm_acct_db.* TO slurm;\n")
         more = ("--innodb-buffer-pool-size=32M", "--skip-log-bin", "--skip-name-resolve")
         self.start(
             *("mariadbd", "--no-defaults", f"--datadir={data}", f"--socket={data}/socket", "--user=root"),
