@@ -124,8 +124,17 @@ SHARES_OF_NETWORK = [
 
 
 @cache
+def grid_of(name):
+    return load(AUTHOR[name])
+
+
 def cells(name):
-    return load(AUTHOR[name]).cells
+    return grid_of(name).cells
+
+
+@cache
+def method_infos():
+    return registry.methods()
 
 
 @cache
@@ -139,7 +148,7 @@ def count(grid, model_name, label, task=None):
     """The closed form of the configuration with this label, in its own settings: those of a task, or the first."""
     named = (cell for cell in cells(grid) if (cell.model, cell.label) == (model_name, label))
     cell = next(cell for cell in named if task in (None, cell.task))
-    method = registry.load_method(registry.methods()[cell.method]).create(cell.settings)
+    method = registry.load_method(method_infos()[cell.method]).create(cell.settings)
     method.planned = method.plan(shape(model_name))
     return method.expected_parameters(shape(model_name)).resolved(method.mergeable)
 
@@ -171,7 +180,7 @@ def test_every_entry_and_every_rule_says_where_it_is_from(name):
 def test_every_cell_is_of_the_author_division_and_has_its_sources(name):
     assert {cell.division for cell in cells(name)} == {"author"}
     assert all(cell.source for cell in cells(name))
-    assert not load(AUTHOR[name]).broken
+    assert not grid_of(name).broken
 
 
 @pytest.mark.parametrize("name", AUTHOR)
@@ -183,15 +192,12 @@ def test_a_label_is_one_configuration_of_a_task_and_model(name):
 
 @pytest.mark.parametrize("name", AUTHOR)
 def test_rates_are_those_of_the_grid_and_not_of_a_plugin(name, monkeypatch):
-    def rates():
-        return [cell.recipe["lr"] for cell in load(AUTHOR[name]).cells]
-
-    found = rates()
+    found = [cell.recipe["lr"] for cell in cells(name)]
     methods = registry.methods()
     for info in methods.values():
         monkeypatch.setitem(info.recipe, "lr", 0.123)
     monkeypatch.setattr(registry, "methods", lambda *_: methods)
-    assert rates() == found
+    assert [cell.recipe["lr"] for cell in load(AUTHOR[name]).cells] == found
 
 
 @pytest.mark.parametrize(("grid", "model_name", "label", "count"), COUNTS)
