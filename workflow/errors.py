@@ -6,6 +6,8 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+from workflow.text import plain
+
 
 class AtlasError(Exception):
     """A problem the user can mend. The command line prints it and exits with status 2."""
@@ -17,7 +19,7 @@ class AtlasError(Exception):
     def __str__(self) -> str:
         lines = [self.message]
         lines += [f"  {name}: {value}" for name, value in (("file", self.file), ("key", self.key)) if value is not None]
-        return "\n".join(lines + ([f"  mend: {self.mend}"] if self.mend else []))
+        return plain("\n".join(lines + ([f"  mend: {self.mend}"] if self.mend else [])))
 
 
 def machine_failed(problem: OSError) -> AtlasError:

@@ -14,6 +14,7 @@ from typing import Any
 from tasks.base import TaskInfo
 from workflow import index, registry
 from workflow.index import Readings
+from workflow.text import plain
 
 CONTROLS = ("untrained", "random_labels", "head", "full")
 IDENTITY = ["suite", "task", "model", "method", "label", "division", "seed", "config_key", "key", "status", "reason"]
@@ -77,9 +78,18 @@ class Outcome:
 def whole(path: Path, readings: Readings) -> dict:
     """A result that was found to be sound when the readings were taken; {} if it is gone since."""
     try:
-        return json.loads(path.read_bytes())
+        return plain_texts(json.loads(path.read_bytes()))
     except (OSError, ValueError):
         return {}
+
+
+def plain_texts(part: Any) -> Any:
+    """A document with every text in it as `text.plain` gives it."""
+    if isinstance(part, dict):
+        return {plain(name): plain_texts(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [plain_texts(value) for value in part]
+    return plain(part) if isinstance(part, str) else part
 
 
 @dataclass(frozen=True)
@@ -185,7 +195,7 @@ def load(grid: Any, root: Path) -> Study:
         outcomes[Row(label, cell.method), place].append(outcome_of(cell, readings, position, root))
         protocols[place] = cell.protocol
     rows = list(dict.fromkeys(row for row, _ in outcomes))
-    rows += [Row(info.name, info.name, info.error or "the plugin cannot be read") for info in grid.broken]
+    rows += [Row(plain(i.name), i.name, plain(i.error or "the plugin cannot be read")) for i in grid.broken]
     rows.sort(key=lambda row: CONTROLS.index(row.method) if row.control else len(CONTROLS))
     places = neighbours(protocols)
     facts = {place: suites[place.suite].facts(place.task, protocols[place]) for place in places}
