@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from workflow.index import NOT_FIGURES
 from workflow.outcomes import Outcome, Place, Row, Study, count_mismatches
 from workflow.table_columns import Figure
 from workflow.table_costs import MEMORY, OPERATIONS, STEP, STORED, TIME, TRAIN_PEAK
@@ -33,7 +34,9 @@ FIGURES = {
     "attached": Figure("latency attached, batch 1", "ms", ("latency", "batch_1", "attached", "median"), MILLISECOND),
     "merged": Figure("latency merged, batch 1", "ms", ("latency", "batch_1", "merged", "median"), MILLISECOND),
     "token": Figure("a token attached, batch 1", "ms", ("latency", "token_batch_1", "attached", "median"), MILLISECOND),
-    "token_merged": Figure("a token merged, batch 1", "ms", ("latency", "token_batch_1", "merged", "median"), 1e-3),
+    "token_merged": Figure(
+        "a token merged, batch 1", "ms", ("latency", "token_batch_1", "merged", "median"), MILLISECOND
+    ),
     "flops": OPERATIONS[0],
     "energy": OPERATIONS[5],
 }
@@ -47,8 +50,6 @@ COUNTS = {
     "added": ("added_at_inference",),
 }
 WHOLE = ("trained", "added")  # counts, kept to the last digit
-SECTIONS = ("metrics", "parameters", "memory", "time", "latency", "flops", "energy", "training", "merge", "data")
-SHARED = ("host", "platform", "cpu", "threads", "device", "driver", "python", "packages", "git", "data", "model")
 
 
 class Shared(list):
@@ -153,10 +154,7 @@ def expected(outcome: Outcome, name: str) -> tuple | None:
 
 def figures_of(outcome: Outcome) -> dict:
     """Every figure of the result and where it was taken, in the result's own units."""
-    kept = {name: outcome.result[name] for name in SECTIONS if name in outcome.result}
-    if "provenance" in outcome.result:
-        kept["provenance"] = outcome.result["provenance"]
-    return tidy(kept)
+    return tidy({name: part for name, part in outcome.result.items() if name not in NOT_FIGURES})
 
 
 def curves_of(outcome: Outcome) -> dict[str, dict]:

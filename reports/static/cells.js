@@ -109,7 +109,6 @@ function curvesOf(data, index, curves) {
 
 function costsOf(data, index, costs) {
   const found = Object.entries(costs).filter(([, values]) => values && Object.keys(values).length);
-  if (!found.length) return [absentPart(data, index, "figures")];
   const named = data.figureNames
     .filter((name) => data.at(name, index) !== null)
     .map((name) => [
@@ -131,7 +130,7 @@ function costsOf(data, index, costs) {
       ...tableOf(name, flat(values)),
     ),
   );
-  return [named.length ? terms(Object.fromEntries(named)) : "", ...rest];
+  return [terms(Object.fromEntries(named)), ...(rest.length ? rest : [absentPart(data, index, "figures")])];
 }
 
 function tableOf(caption, values) {

@@ -310,3 +310,66 @@ def test_the_browser_reads_what_is_embedded(tmp_path):
     assert found["labels"] == ["lora", "vera"] and found["standing"] == 80
     assert found["step"] == 25 and found["energy"] is None
     assert found["curves"]["validation"] == {"of": 1, "steps": [30], "values": [0.8]}
+
+
+SEEDS = {"lora": (0.91, 0.93, 0.92), "vera": (0.90, 0.905, 0.915)}
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """LoRA minus VeRA at places that differ in what there is to pair, by task."""
+
+    def both(task, suite="glue", predicted=None, **more):
+        cells = [cell(name, task=task, suite=suite) for name in SEEDS]
+        store(tmp_path, *(result(one, **more) for one in cells))
+        for one, (answers, ids) in zip(cells, predicted or (), strict=bool(predicted)):
+            parts = {"part": ["gsm8k", "svamp", "addsub", "gsm8k"]} if suite == "math" else {}
+            predictions(tmp_path, one, [1, 1, 1, 1], answers, ids=ids, **parts)
+        return cells
+
+    cells = [cell(name, seed=seed) for name in SEEDS for seed in range(3)]
+    store(tmp_path, *(result(one, SEEDS[one.method][one.seed]) for one in cells))
+    same, other = list("abcd"), list("abcx")
+    cells += both("mrpc", predicted=[([1, 1, 1, 0], same), ([0, 0, 1, 1], same)])
+    cells += both("cola", metric="matthews", predicted=[([1, 1, 1, 0], same), ([1, 1, 1, 1], other)])
+    cells += both("math10k", "math", predicted=[([1, 1, 0, 0], same), ([0, 1, 1, 1], same)])
+    cells += both("wnli")
+    cells += both("generate", "cost", metrics=None)
+    apart = [cell("lora", task="rte"), cell("vera", task="rte", seed=1)]
+    lost = [cell("lora", task="mnli"), cell("vera", task="mnli")]
+    store(tmp_path, *map(result, apart), result(lost[0]), failed(lost[1], "oom", "no memory"))
+    built = tables.build(grid(*cells, *apart, *lost), tmp_path)
+    code = """
+    const data = await report();
+    const found = {};
+    for (const place of data.places.keys()) {
+      const { at, a, b, ...record } = await pairedRecord(data, 0, 1, place);
+      found[data.task(place).task] = { ...record, verdict: outcomeText(record, "lora", "vera") };
+    }
+    console.log(JSON.stringify(found));"""
+    texts = {block.id: block.text for block in report_data.blocks(built)}
+    document = "const document = { getElementById: (id) => (id in texts ? { textContent: texts[id] } : null) };"
+    return javascript(document + code, "data.js", "statistics.js", "elements.js", "compare.js", texts=texts)
+
+
+@needs_node
+def test_methods_are_paired_by_seeds_else_by_examples_else_the_reason_is_given(compared):
+    seeds, examples, pooled = compared["sst2"], compared["mrpc"], compared["math10k"]
+    interval = stats.ttest_rel(*(100 * np.array(values) for values in SEEDS.values())).confidence_interval(0.95)
+    assert (seeds["low"], seeds["high"]) == pytest.approx((interval.low, interval.high))
+    assert (seeds["basis"], seeds["verdict"]) == ("3 seeds", "not distinguishable")
+
+    low, high = bonett_price(2, 1, 4)
+    assert (examples["low"], examples["high"]) == pytest.approx((100 * low, 100 * high))
+    assert (examples["mean"], examples["p"]) == (25, 1) and examples["unit"] == "accuracy, %"
+    assert examples["basis"] == "4 examples, one seed"
+
+    assert pooled["mean"] == pytest.approx(0) and pooled["basis"] == "3 examples, one seed"
+    assert pooled["unit"] == "right answers, %"
+    assert {task: found["why"] for task, found in compared.items() if "why" in found} == {
+        "cola": "one seed, and the predictions are of different test examples",
+        "wnli": "one seed, and no stored predictions that are either right or wrong",
+        "generate": "the suite measures costs only",
+        "rte": "no seed in common",
+        "mnli": "no score of vera: oom",
+    }
