@@ -6,7 +6,7 @@ import pytest
 from snakemake.profiles import ProfileConfigFileParser
 
 from tests.workflow import projects
-from workflow import registry, scheduler
+from workflow import registry
 
 PROFILE = registry.ROOT / "profiles/slurm/config.yaml"
 
@@ -51,19 +51,3 @@ def test_partition_and_account_are_absent_unless_the_environment_has_them(profil
     assert profile(None)["default-resources"] == ["gpu=1", "mem_mb=8000", "runtime=120"]
     named = profile(None, SBATCH_PARTITION="a100", SBATCH_ACCOUNT="1234")["default-resources"]
     assert named == ["slurm_partition=a100", "slurm_account='1234'", "gpu=1", "mem_mb=8000", "runtime=120"]
-
-
-def test_the_command_line_names_partition_and_account():
-    assert scheduler.named({"grid": "g.yaml"}) == {}
-    named = scheduler.named({"slurm_partition": "gpu", "slurm_account": 1234, "threads": 2})
-    assert named == {"slurm_partition": "gpu", "slurm_account": "1234"}
-
-
-def test_gpus_are_a_number_or_a_generic_resource():
-    assert scheduler.gpus({}, None) == {}, "the profile says how many"
-    two = scheduler.gpus({}, lambda wildcards: wildcards)
-    assert two["gpu"](2) == 2
-    typed = {"slurm_gres": "gpu:a100"}
-    one, many = scheduler.gpus(typed, None), scheduler.gpus(typed, lambda wildcards: wildcards)
-    assert (one["gpu"], one["gres"](None)) == (0, "gpu:a100:1")
-    assert (many["gres"](3), many["gres"](0)) == ("gpu:a100:3", "")
