@@ -11,10 +11,12 @@ the start: W_adp (of two factors the last) starts at zero, B Kaiming-uniform.
 
 The paper adapts both encoders of CLIP with a contrastive loss over image-text pairs; here the task's own loss is used,
 since a classifier has no text encoder. Full rank is the paper's main form, the low rank its few-shot form. alpha = 0.5
-is that of classification (0.8 retrieval, 0.4 segmentation). Not found in the paper's public record, and so this file's:
-the start of W_adp, the start of W~ (that of W_adp, not corrected for), g drawn once an adapter and step, the average of
-B and A taken factor by factor. After T steps W~ still holds m^T of its start: in runs of a few hundred steps
-m = 0.999 hardly leaves the pretrained network. The rate is the paper's, there with a cosine schedule.
+is that of classification (0.8 retrieval, 0.4 segmentation). As in the authors' code there is no bias, W_adp starts at
+zero, and the average starts as a copy, is not corrected for its start, and is taken factor by factor. That code departs
+from the formula above, which is the paper's: it scales the adapter by a trained number of its own from 0.1, draws g for
+each entry of the first axis instead of for an adapter, and starts B Xavier-uniform. After T steps W~ still holds m^T of
+its start: in runs of a few hundred steps m = 0.999 hardly leaves the pretrained network. The rate is the paper's, there
+with a cosine schedule.
 """
 
 import math

@@ -4,7 +4,7 @@
 
 on the output of a block, after its last residual, at the first `prefix` and the last `suffix` tokens of the prompt. A
 prompt of n < prefix + suffix tokens is edited at its first min(prefix, floor(n / 2)) and last min(suffix, ceil(n / 2)).
-`tied`: one (R, W, b) a block for all positions, else one for the prefix and one for the suffix. Dropout acts on the
+`tied`: one (R, W, b) a block for all positions, else one for each end that has tokens. Dropout acts on the
 edited states. W and b start uniform in [-1/sqrt(d), 1/sqrt(d)], R as random orthonormal rows, so the output is changed
 from the start. 2 r d + r parameters a block and group; nothing merges, and with a cache a generated token costs nothing
 more. Defaults are those of the commonsense runs (warm-up 0.1, no weight decay, for GLUE prefixes alone with r = 1).
@@ -76,7 +76,8 @@ class LoReFT(PositionMethod):
     @property
     def groups(self):
         """Sets of parameters a block: one, or one for each end of the prompt."""
-        return 1 if self.settings.tied else 2
+        settings = self.settings
+        return 1 if settings.tied else bool(settings.prefix) + bool(settings.suffix)
 
     def make(self, shape, width):
         return self.Edits(self.Edit(width, self.settings.rank) for _ in range(self.groups))
@@ -88,7 +89,8 @@ class LoReFT(PositionMethod):
         short = n < prefix + suffix
         first = inside & (index < torch.where(short, (n // 2).clamp_max(prefix), prefix))
         last = inside & (index >= n - torch.where(short, ((n + 1) // 2).clamp_max(suffix), suffix))
-        return [where[..., None] for where in ((first | last,) if self.settings.tied else (first, last))]
+        ends = [where for where, size in ((first, prefix), (last, suffix)) if size]
+        return [where[..., None] for where in ((first | last,) if self.settings.tied else ends)]
 
     def edit(self, module, call, chosen):
         out = call.proceed()

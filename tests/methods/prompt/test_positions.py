@@ -153,10 +153,11 @@ class TestReFT:
             method = LoReFT.create({"prefix": prefix, "suffix": suffix, "tied": False})
             n = torch.arange(1, 21)
             mask = torch.arange(20)[None] < n[:, None]
-            first, last = (m[..., 0] for m in method.choose(ForwardState(mask=mask), hidden))
+            chosen = [m[..., 0] for m in method.choose(ForwardState(mask=mask), hidden)]
+            assert len(chosen) == method.groups == bool(prefix) + bool(suffix), "an end without tokens trains nothing"
             for row in range(20):
-                expected = ends(row + 1, prefix, suffix)
-                assert (first[row].nonzero()[:, 0].tolist(), last[row].nonzero()[:, 0].tolist()) == expected
+                expected = [e for e, size in zip(ends(row + 1, prefix, suffix), (prefix, suffix), strict=True) if size]
+                assert [where[row].nonzero()[:, 0].tolist() for where in chosen] == expected
 
     def test_where_tokens_stand_under_padding_on_either_side(self):
         hidden = torch.zeros(1, 6, 4)
