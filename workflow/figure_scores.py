@@ -222,12 +222,9 @@ def paint_points(axes, points: list[Point], cost: Cost, family_of: dict[Row, str
         colour = MUTED if point.row.control else shades[family_of[point.row]]
         data = {"method": point.row.label, "family": family_of[point.row]}
         at = point.cost, point.score.mean
-        if point.score.half:
-            bar = axes.errorbar(
-                *at, yerr=point.score.half, fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7
-            )
-            for artist in (*bar[1], *bar[2]):
-                marks.add(artist, "bar", **data)
+        if half := point.score.half:
+            low, high = point.score.mean - half, point.score.mean + half
+            marks.add(axes.vlines(point.cost, low, high, color=colour, linewidth=1, alpha=0.7), "bar", **data)
         filled = point.best or point.row.control
         marker = axes.scatter(
             *([value] for value in at),

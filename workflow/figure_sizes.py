@@ -91,15 +91,17 @@ def ladder(task: tuple[str, str], found: dict[Row, list[Gap]], family_of: dict[R
             (line,) = axes.plot(sizes, [gap.value for gap in values], color=shade, linewidth=1.2, alpha=0.8)
             marks.add(line, "line", row.label, **data)
             for size, gap in zip(sizes, values, strict=True):
-                bar = axes.errorbar(size, gap.value, yerr=gap.half, fmt="o", color=shade, markersize=4, capsize=2)
+                if gap.half:
+                    bar = axes.vlines(size, gap.value - gap.half, gap.value + gap.half, color=shade, linewidth=1)
+                    marks.add(bar, "bar", **data)
+                (dot,) = axes.plot(size, gap.value, marker="o", color=shade, markersize=4)
                 tip = f"{row.label} on {gap.model}: {gap.value:+.1f}" + (f" ± {gap.half:.1f}" if gap.half else "")
-                for artist in (bar[0], *bar[1], *bar[2]):
-                    marks.add(artist, "mark" if artist is bar[0] else "bar", tip, **data)
+                marks.add(dot, "mark", tip, **data)
         marks.add(axes.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (4, 3))), "control", "full fine-tuning")
         axes.set_xscale("log")
         models = dict(sorted({gap.size: gap.model for values in found.values() for gap in values}.items()))
-        axes.set_xticks(list(models), [f"{model}\n{size / 1e6:,.0f} M" for size, model in models.items()])
         axes.minorticks_off()
+        axes.set_xticks(list(models), [f"{model}\n{size / 1e6:,.0f} M" for size, model in models.items()])
         axes.margins(x=0.15, y=0.12)
         axes.set_ylabel("score minus full fine-tuning")
         axes.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.5)

@@ -28,8 +28,9 @@ from workflow.typeset import Block, Table, sections
 REPORTS = Path(__file__).parent.parent / "reports"
 MACHINE = ("host", "platform", "cpu", "threads", "device", "driver")
 MOST = 18_000_000  # bytes of the whole page
-MOST_ENTRIES = 12_000  # entries of one table that are put into the page
+MOST_ENTRIES = 6_000  # entries of one table that are put into the page
 MOST_ANSWERS = 6  # places whose best methods the top of the page names
+MOST_TIED = 12  # methods that it names as tied with the best of one
 SCRIPTS = ("report.js", "tables.js", "figures.js")
 STYLES = ("report.css", "pages.css")
 
@@ -53,11 +54,11 @@ class Facets:
 
 @dataclass(frozen=True)
 class Answer:
-    """Who is best at a place, or over the tasks of a suite: scores in words, best first."""
+    """Who is best at a place, or over the tasks of a suite: (label, score in words), best first."""
 
     title: str
-    best: str
-    tied: tuple[str, ...]
+    best: tuple[str, str]
+    tied: tuple[tuple[str, str], ...]
     full: str
 
 
@@ -87,6 +88,7 @@ def render(built: tables.Tables) -> str:
     text = environment.get_template("report.html").render(
         built=built,
         page=page,
+        most={"answers": MOST_ANSWERS, "tied": MOST_TIED},
         comparisons=published.comparisons(built.study),
         meaning=quality.MEANING,
         policy=policy(scripts),
@@ -240,9 +242,9 @@ def answered(arena: Arena) -> Answer | None:
     lower = next(iter(methods.values())).score.metric.lower
     ordered = sorted(methods.items(), key=lambda item: item[1].score.mean, reverse=not lower)
     (first, best), *others = ordered
-    tied = [f"{row.label} {shown(one.score)}" for row, one in others if one.best]
+    tied = tuple((row.label, shown(one.score)) for row, one in others if one.best)
     full = next((one.score for row, one in arena.standings.items() if row.method == "full"), None)
-    return Answer(arena.title, f"{first.label} {shown(best.score)}", tuple(tied), shown(full) if full else "")
+    return Answer(arena.title, (first.label, shown(best.score)), tied, shown(full) if full else "")
 
 
 def counted(number: int, noun: str) -> str:
@@ -270,7 +272,8 @@ def data_tables() -> str:
     text = path.read_text()
     exported = re.search(r"export\s*\{([^}]*)\}\s*;", text)
     names = dict(reversed(pair.split(" as ")) for pair in exported[1].split(","))
-    return text.replace(exported[0], f"globalThis.DataTable = {names['default']};")
+    text = text.replace(exported[0], f"globalThis.DataTable = {names['default']};")
+    return text.replace("<!--", r"\x3C!--").replace("<script", r"\x3Cscript")  # in strings: a page reads them otherwise
 
 
 def policy(scripts: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from workflow.tables import Tables, frame_files
 from workflow.typeset import Table, to_frame, to_latex, to_markdown
 
-ROOM = 3_000_000  # bytes in the page
+ROOM = 2_000_000  # bytes in the page
 
 
 @dataclass(frozen=True)
