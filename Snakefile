@@ -15,11 +15,11 @@ except AtlasError as problem:
     sys.exit(2)
 
 RESULTS = f"results/{GRID.name}"
-NEEDS = entry.needs(GRID)
+NEEDS = entry.Needs(GRID)
 PACKS = pack.packs(GRID)
 if workflow.is_main_process:
     entry.set_aside_damaged(GRID)
-pack.drop_stale(GRID, PACKS)
+    pack.drop_stale(GRID, PACKS)
 AWAITED = pack.awaited(GRID, PACKS)
 ON_GPU = bool({"gpu", "gpu_mb"} & GRID.resources.keys())
 GPU = scheduler.gpus(

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from workflow import registry, resources, results, scheduler
@@ -33,17 +33,33 @@ def find(name: str) -> Path:
     return here if here.exists() else registry.ROOT / name if (registry.ROOT / name).exists() else here
 
 
-def needs(grid: Grid) -> dict[str, dict[str, int]]:
-    """mem_mb and runtime (minutes) of a first attempt, by the cell's config key; gpu where the grid says enough."""
-    entries, suites, methods = registry.models(), registry.suites(), registry.methods(grid.plugins)
-    fixed = {name: value for name, value in grid.resources.items() if name != "gpu_mb"}
-    found: dict[str, dict[str, int]] = {}
-    for cell in grid.cells:
-        if cell.config_key not in found:
-            task = suites[cell.suite].facts(cell.task, cell.protocol)
-            own = entries[cell.model], methods[cell.method], task, methods, grid.resources.get("gpu_mb")
-            found[cell.config_key] = resources.estimated(cell, *own) | fixed
-    return found
+class Needs(Mapping):
+    """mem_mb and runtime (minutes) of a first attempt, by the cell's config key; gpu where the grid says enough.
+
+    Worked out when asked for: a job reads the workflow anew and wants only its own.
+    """
+
+    def __init__(self, grid: Grid):
+        self.cells = {cell.config_key: cell for cell in grid.cells}
+        self.entries, self.suites = registry.models(), registry.suites()
+        self.methods = registry.methods(grid.plugins)
+        self.gpu_mb = grid.resources.get("gpu_mb")
+        self.fixed = {name: value for name, value in grid.resources.items() if name != "gpu_mb"}
+        self.found: dict[str, dict[str, int]] = {}
+
+    def __getitem__(self, key: str) -> dict[str, int]:
+        if key not in self.found:
+            cell = self.cells[key]
+            task = self.suites[cell.suite].facts(cell.task, cell.protocol)
+            own = self.entries[cell.model], self.methods[cell.method], task, self.methods, self.gpu_mb
+            self.found[key] = resources.estimated(cell, *own) | self.fixed
+        return self.found[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
 
 
 def starts(grid: Grid) -> dict[tuple[str, str], str]:

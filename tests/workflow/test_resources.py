@@ -27,7 +27,7 @@ def needs(folder, text, **changes):
     """What each cell of a grid asks for, by model and label."""
     projects.write(folder, "grid.yaml", text)
     grid = load(folder / "grid.yaml", changes)
-    found = entry.needs(grid)
+    found = entry.Needs(grid)
     return {(cell.model, cell.label): found[cell.config_key] for cell in grid.cells}
 
 
@@ -84,14 +84,14 @@ def test_thousands_of_cells_are_estimated_in_a_moment(tmp_path):
     projects.write(tmp_path, "grid.yaml", text % list(range(1, 101)))
     grid = load(tmp_path / "grid.yaml")
     began = time.process_time()
-    assert len(entry.needs(grid)) == 1000
+    assert len(entry.Needs(grid)) == 1000
     assert time.process_time() - began < 3.0  # 0.5 s where nothing else runs
 
 
 def test_the_number_of_gpus_reaches_the_scheduler(tmp_path):
     resources = "resources: {gpu_mb: 24000}\nrecipe: {dtype: bfloat16, micro_batch_size: 1, max_length: 256}\n"
     projects.write(tmp_path, "grid.yaml", LARGE + resources)
-    (asked,) = {found["gpu"] for found in entry.needs(load(tmp_path / "grid.yaml")).values()}
+    (asked,) = {found["gpu"] for found in entry.Needs(load(tmp_path / "grid.yaml")).values()}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(registry.ROOT / "Snakefile"), "--nolock"]
     command += ["--config", "grid=grid.yaml", "--cores", "1", "--dry-run", "--quiet", "host"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

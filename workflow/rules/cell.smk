@@ -30,9 +30,9 @@ rule cell:
         )
 
 
-PACK_NEEDS = {name: pack.needs(cells, NEEDS) for name, cells in PACKS.items()}
+PACK_NEEDS = lambda wildcards: pack.needs(PACKS[wildcards.pack], NEEDS)
 PACK_GPU = scheduler.gpus(
-    config, (lambda wildcards: PACK_NEEDS[wildcards.pack]["gpu"]) if ON_GPU else None
+    config, (lambda wildcards: PACK_NEEDS(wildcards)["gpu"]) if ON_GPU else None
 )
 
 
@@ -50,9 +50,8 @@ rule pack:
     resources:
         **SITE,
         **PACK_GPU,
-        mem_mb=lambda wildcards, attempt: PACK_NEEDS[wildcards.pack]["mem_mb"] * attempt,
-        runtime=lambda wildcards, attempt: PACK_NEEDS[wildcards.pack]["runtime"]
-        * attempt,
+        mem_mb=lambda wildcards, attempt: PACK_NEEDS(wildcards)["mem_mb"] * attempt,
+        runtime=lambda wildcards, attempt: PACK_NEEDS(wildcards)["runtime"] * attempt,
     shell:
         scheduler.logged(
             f"{ATLAS} pack {ON_GRID} {ON_DATA} {{wildcards.pack:q}} --threads {{threads}}"
