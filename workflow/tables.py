@@ -178,13 +178,13 @@ def frame_files(name: str, frame: Any) -> dict[str, bytes]:
 
 def without_formulas(frame: Any) -> Any:
     """The frame for a file that a spreadsheet may open: words that it would take for a formula begin with a quote."""
-    import pandas as pd
+    from pandas.api.types import is_numeric_dtype
 
     guarded = frame.copy(deep=False)
     for name in frame.columns:
-        if not (pd.api.types.is_numeric_dtype(frame[name].dtype) or pd.api.types.is_bool_dtype(frame[name].dtype)):
-            words = frame[name].astype("string")
-            guarded[name] = words.where(~words.str.startswith(FORMULA).fillna(False), "'" + words)
+        words = [] if is_numeric_dtype(frame[name].dtype) else frame[name].tolist()
+        if any(isinstance(word, str) and word.startswith(FORMULA) for word in words):
+            guarded[name] = [f"'{w}" if isinstance(w, str) and w.startswith(FORMULA) else w for w in words]
     return guarded
 
 
