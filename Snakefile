@@ -28,13 +28,20 @@ GPU = scheduler.gpus(
 SITE = scheduler.named(config)
 
 # The commands are made here, once, rather than from `params` of every job, which costs seconds on thousands of jobs.
-# With --software-deployment-method conda the jobs have a Python of their own.
-own_python = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+# With --software-deployment-method conda or apptainer the jobs have a Python of their own.
+own_python = bool(
+    {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}
+    & set(workflow.deployment_settings.deployment_method)
+)
 ATLAS = entry.command("python" if own_python else sys.executable, "-m", "workflow")
 ON_GRID = entry.command("--grid", GRID.path)
 ON_DATA = entry.command("--data-root", GRID.data_root) if GRID.data_root else ""
 entry.export_root()
 entry.export_progress(GRID)
+
+if "container" in config:
+
+    container: config["container"]
 
 
 localrules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-OPTIONS = ("slurm_partition", "slurm_account", "slurm_gres")  # of `--config`
+OPTIONS = ("slurm_partition", "slurm_account", "slurm_gres", "container")  # of `--config`
 
 
 def named(config: dict) -> dict[str, str]:
