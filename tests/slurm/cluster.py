@@ -72,11 +72,14 @@ StorageUser=slurm
 StoragePass=slurm
 StorageLoc=slurm_acct_db
 """
-# The first process stays until its standard input ends, and with it every other one in its namespaces.
+# The first process stays until its standard input ends, and with it every other one in its namespaces. What the kernel
+# kills elsewhere on this machine for want of memory is none of the node's (/proc/vmstat).
 START = """
 set -e
 mount --bind {folder}/etc /etc/slurm
 mount --bind {folder}/hosts /etc/hosts
+cp /proc/vmstat {folder}/vmstat
+mount --bind {folder}/vmstat /proc/vmstat
 hostname {node}
 ip link set lo up
 ip address add {address}/32 dev lo

@@ -58,7 +58,7 @@ def checkout(folder: Path, methods: str, steps: int = 6) -> Path:
     """A copy of the repository, with a small grid where that of the demo is."""
     root = folder / "checkout"
     shutil.copytree(registry.ROOT, root, symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    projects.write(root, "mine/slow.py", SLOW)
+    projects.write(root, "config/mine/slow.py", SLOW)
     projects.write(root, "config/demo.yaml", GRID % (methods, steps))
     return root
 
@@ -164,11 +164,12 @@ def test_cells_that_the_cluster_stops_go_on_and_end_as_if_it_had_not(tmp_path, m
             lambda: cluster.run("squeue", "--noheader").stdout.count("\n") == 1, "the second cell is done", SECONDS
         )
         cluster.run("scontrol", "update", "nodename=node1", "state=down", "reason=test")
+        wait_until(lambda: "slurmstepd" not in cluster.output("ps", "-eo", "comm"), "its processes are gone", SECONDS)
         cluster.run("scontrol", "update", "nodename=node1", "state=resume")
         cluster.start_now(first)
         (steps[1] / "hurry").touch()
         assert run.wait(2 * SECONDS) == 0, log.read_text()
-        assert "TIMEOUT" in log.read_text()
+        assert cluster.output("squeue", "--states=TIMEOUT", "--noheader", "--format=%i") == second
 
     assert len(begun(1)) == 3 and len(begun(2)) == 2
     assert 0 == begun(1)[0] < begun(1)[1] <= begun(1)[2] and 0 == begun(2)[0] < begun(2)[1]
