@@ -9,10 +9,10 @@ from statistics import median
 from workflow.figures import MUTED, SERIES, Drawing, Gallery, Marks, drawn
 from workflow.outcomes import Outcome, Place, Row, Study
 from workflow.table_costs import MIB
-from workflow.typeset import significant
+from workflow.typeset import significant, some
 
-MOST_PLACES = 8
-MOST_ROWS = 60
+MOST_PLACES = 6
+MOST_ROWS = 40
 NOTES = (
     "Time of a cell in parts, median over seeds: what is left of the whole cell's time is called other. Memory: bytes "
     "of tensors in one training step, where the grid measures them; weights that are trained in place count as base. "
@@ -87,8 +87,8 @@ def cost_breakdowns(study: Study, family_of: dict[Row, str]) -> Gallery:
             if bars:
                 drawings.append(breakdown_at(place, breakdown, bars, family_of))
     notes = NOTES
-    if left := study.places[MOST_PLACES:]:
-        notes += (f"Not drawn here, but in the tables: {', '.join(place.title for place in left)}.",)
+    if left := [place.title for place in study.places[MOST_PLACES:]]:
+        notes += (f"Not drawn here, but in the tables: {', '.join(some(left))}.",)
     return Gallery("costs", "Where time and memory go", tuple(drawings), notes, "No cell has recorded its times yet.")
 
 

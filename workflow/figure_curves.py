@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from workflow.figures import MUTED, Drawing, Gallery, Marks, colours, drawn
 from workflow.outcomes import Outcome, Place, Row, Study
 from workflow.standing import metric_of
+from workflow.typeset import some
 
 MOST_PLACES = 8
 MOST_LINES = 60  # cells in one figure: controls and the first of the grid's order
@@ -35,8 +36,8 @@ def learning_curves(study: Study, family_of: dict[Row, str]) -> Gallery:
     places = [place for place in study.scored if any(has_curve(o) for row in study.rows for o in study.at(row, place))]
     drawings = [curves_at(study, place, family_of) for place in places[:MOST_PLACES]]
     notes = NOTES
-    if left := places[MOST_PLACES:]:
-        notes += (f"Not drawn here, but on the pages of their cells: {', '.join(place.title for place in left)}.",)
+    if left := [place.title for place in places[MOST_PLACES:]]:
+        notes += (f"Not drawn here, but on the pages of their cells: {', '.join(some(left))}.",)
     found = tuple(drawing for drawing in drawings if drawing)
     return Gallery("curves", "Learning curves", found, notes, "No cell has recorded a learning curve yet.")
 

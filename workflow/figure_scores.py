@@ -12,9 +12,10 @@ from workflow.outcomes import Outcome, Place, Row, Study
 from workflow.standing import BASELINES, Estimate, Standing, leader, metric_of
 from workflow.table_costs import MIB
 from workflow.table_scores import means, unit_of
-from workflow.typeset import significant
+from workflow.typeset import significant, some
 
 MOST_PLACES = 10  # places that are drawn; the means of suites come first
+ROOM = 1_500_000  # bytes after which no further place is drawn
 MOST_LABELS = 20  # methods with a name in a figure: the front and the controls, then the highest scores
 AREAS = (24, 190)  # of markers, in square points, from the least to the most memory
 NOTES = (
@@ -114,15 +115,17 @@ COSTS = (
 def scores_against_costs(study: Study, ranked: dict[Place, dict[Row, Standing]], family_of: dict[Row, str]) -> Gallery:
     """A drawing for each place and each cost that its cells have, means over tasks first."""
     places = [arena for arena in arenas(study, ranked) if any(row.method not in BASELINES for row in arena.standings)]
-    drawings = [
-        drawing
-        for arena in places[:MOST_PLACES]
-        for cost in COSTS
-        if (drawing := score_against_cost(study, arena, cost, family_of))
-    ]
+    drawings: list[Drawing] = []
+    left = []
+    for number, arena in enumerate(places):
+        if number >= MOST_PLACES or sum(len(drawing.svg) for drawing in drawings) > ROOM:
+            left.append(arena.title)
+            continue
+        found = (score_against_cost(study, arena, cost, family_of) for cost in COSTS)
+        drawings += [drawing for drawing in found if drawing]
     notes = NOTES
-    if left := places[MOST_PLACES:]:
-        notes += (f"Not drawn here, but on the pages of their tasks: {', '.join(arena.title for arena in left)}.",)
+    if left:
+        notes += (f"Not drawn here, but on the pages of their tasks: {', '.join(some(left))}.",)
     return Gallery("front", "Scores against costs", tuple(drawings), notes, "No method has a score and a cost yet.")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from workflow.figures import INK, MUTED, Drawing, Gallery, Marks, colours, drawn
 from workflow.outcomes import Place, Row, Study
 from workflow.standing import Standing
+from workflow.typeset import some
 
 MOST_TASKS = 8
 MOST_COLOURS = 10
@@ -42,7 +43,7 @@ def size_ladders(study: Study, ranked: dict[Place, dict[Row, Standing]], family_
     )
     notes = NOTES
     if left := list(ladders)[MOST_TASKS:]:
-        notes += (f"Not drawn here: {', '.join('/'.join(task) for task in left)}.",)
+        notes += (f"Not drawn here: {', '.join(some(['/'.join(task) for task in left]))}.",)
     return Gallery("sizes", "Gap to full fine-tuning by size", tuple(drawings), notes, why)
 
 

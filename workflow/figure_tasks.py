@@ -9,9 +9,9 @@ from workflow.outcomes import Place, Row, Study
 from workflow.ranks import LEAST_METHODS, LEAST_TASKS, LEVEL, Ranking, ranking
 from workflow.standing import Standing
 from workflow.table_columns import absent
-from workflow.typeset import Notes
+from workflow.typeset import Notes, some
 
-MOST_ROWS = 60
+MOST_ROWS, MOST_MAPS = 40, 4
 HEAT_NOTES = (
     "Colour: where a score stands between the lowest (none) and the highest (full) of its column, so that columns of "
     "unlike metrics can be looked at together; it says nothing of how far apart they are. Bold: the best method of the "
@@ -28,9 +28,12 @@ DEEPEST = 0.55  # opacity of the highest score, so that ink stays readable on it
 def heat_maps(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> Gallery:
     """A map for each suite and model with two or more tasks."""
     families = [places for places in study.families() if not places[0].cost_only and len(places) > 1]
-    drawings = tuple(drawing for places in families if (drawing := heat_map(study, places, ranked)))
+    drawings = tuple(drawing for places in families[:MOST_MAPS] if (drawing := heat_map(study, places, ranked)))
     why = "No suite of this grid has two or more tasks with scores on one model."
-    return Gallery("tasks", "Scores by task", drawings, HEAT_NOTES, why)
+    notes = HEAT_NOTES
+    if left := [places[0].family for places in families[MOST_MAPS:]]:
+        notes += (f"Not drawn here, but in the table of accuracy: {', '.join(some(left))}.",)
+    return Gallery("tasks", "Scores by task", drawings, notes, why)
 
 
 def heat_map(study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]]) -> Drawing | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from workflow.outcomes import Place, Row, Study, count_mismatches
+from workflow.outdated import outdated
 from workflow.standing import Standing, score
 from workflow.table_scores import cut_test
 from workflow.typeset import MOST_LISTED, some
@@ -26,6 +27,9 @@ MEANING = {
     "broken plugins": "A plugin that cannot be imported has no cells.",
     "unreadable results": "A result file that is cut short or does not fit the schema.",
     "failed cells": "The cell ended without a score; the word says how.",
+    "diverged cells": "The loss was no longer a finite number: look at the learning rate before blaming the method.",
+    "unlike data": "Scores of one column that were taken on different data cannot be compared.",
+    "out of date": "An older version has a result, which is not shown; the cell as it is now has not run.",
     "missing cells": "The grid names the cell, but it has not run.",
     "unsupported cells": "The method says that it cannot work here.",
     "below control": "A method that a control beats is more likely broken, or badly set, than bad.",
@@ -36,7 +40,7 @@ MEANING = {
 }
 MOST_SHOWN = 500  # findings of one kind
 FAILED = {"missing": ("missing cells", "note"), "unsupported": ("unsupported cells", "note")}
-FAILED |= {"corrupt": ("unreadable results", "serious")}
+FAILED |= {"corrupt": ("unreadable results", "serious"), "diverged": ("diverged cells", "serious")}
 
 
 def findings(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> list[Finding]:
@@ -44,6 +48,8 @@ def findings(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> list[Fin
     found = [
         *broken_plugins(study),
         *failed_cells(study),
+        *unlike_data(study),
+        *old_results(study),
         *below_control(ranked),
         *unparsed_answers(study),
         *cut_test_sets(study),
@@ -91,6 +97,24 @@ def failed_cells(study: Study) -> Iterator[Finding]:
                 kind, severity = FAILED.get(outcome.status, ("failed cells", "serious"))
                 where = f"{row.label} on {place.title}, seed {outcome.cell.seed}"
                 yield Finding(kind, severity, where, f"{outcome.status}: {outcome.reason or 'no reason recorded'}")
+
+
+def unlike_data(study: Study) -> Iterator[Finding]:
+    """Places whose cells read data of different fingerprints."""
+    for place in study.places:
+        cells: dict[str, list[str]] = {}
+        for outcome in study.of_place(place):
+            if outcome.ok and (fingerprint := outcome.value("provenance", "data", "fingerprint")):
+                cells.setdefault(str(fingerprint), []).append(f"{outcome.cell.label}, seed {outcome.cell.seed}")
+        if len(cells) > 1:
+            told = [f"{fingerprint[:12]} of {', '.join(some(same, 4))}" for fingerprint, same in cells.items()]
+            yield Finding("unlike data", "serious", place.title, "; ".join(told))
+
+
+def old_results(study: Study) -> Iterator[Finding]:
+    for row, place, outcome, changed in outdated(study):
+        where = f"{row.label} on {place.title}, seed {outcome.cell.seed}"
+        yield Finding("out of date", "warning", where, f"changed since the last result: {', '.join(changed)}")
 
 
 def below_control(ranked: dict[Place, dict[Row, Standing]]) -> Iterator[Finding]:

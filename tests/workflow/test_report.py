@@ -229,6 +229,25 @@ def test_texts_without_an_answer_and_cut_test_sets_are_findings(tmp_path):
     assert found["cut test sets"] == "n = 500 test examples, cut by the protocol's max_test of 500"
 
 
+def test_diverged_cells_old_results_and_unlike_data_are_findings(tmp_path):
+    same, moved, split, lost = cell("lora"), cell("vera"), cell("oft"), cell("boft", settings={"rank": 4})
+    older = [cell("vera", plugin="1" * 64, training_loop=0), cell("boft", settings={"rank": 8}, plugin="1" * 64)]
+    other = result(split)
+    other["provenance"] = other["provenance"] | {"data": {"fingerprint": "f" * 16, "source": "elsewhere"}}
+    nan = cell("hira")
+    store(tmp_path, result(same), other, failed(nan, "diverged", "loss is nan"), *map(result, older))
+    built = tables.build(grid(same, moved, split, lost, nan), tmp_path)
+    found = [(one.kind, one.severity, one.where, one.text) for one in quality.findings(built.study, built.ranked)]
+    place = "glue/sst2, minilm-l6"
+    assert ("diverged cells", "serious", f"hira on {place}, seed 0", "diverged: loss is nan") in found
+    old = "changed since the last result: the method's code, the training loop"
+    assert [one for one in found if one[0] == "out of date"] == [
+        ("out of date", "warning", f"vera on {place}, seed 0", old)
+    ]
+    unlike = "dddddddddddd of lora, seed 0; ffffffffffff of oft, seed 0"
+    assert ("unlike data", "serious", place, unlike) in found
+
+
 def test_parts_and_answers_have_sections_only_where_there_are_such_tasks(demo, text, tmp_path):
     assert 'id="parts"' not in text and 'id="answers"' not in text
     values = {f"accuracy/{part}": 0.5 for part in ("gsm8k", "svamp", "addsub")}
