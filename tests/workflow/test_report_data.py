@@ -279,8 +279,9 @@ def bonett_price(only_first, only_second, n):
 
 
 @needs_node
-def test_the_browser_reads_what_is_embedded(tmp_path):
-    """Columns and details as data.js gives them, and disagreements of two cells as pandas counts them."""
+def test_the_browser_reads_what_is_embedded(tmp_path, monkeypatch):
+    """Columns and details as data.js gives them from blocks of one cell each, and disagreements of two cells."""
+    monkeypatch.setattr(report_data, "BLOCK", 1)
     first, second = cell("lora"), cell("vera")
     store(tmp_path, result(first, 0.9), result(second, 0.8))
     drawn = np.random.default_rng(1).integers(0, 2, (3, 37))
