@@ -54,6 +54,7 @@ JobAcctGatherType=jobacct_gather/none
 """
 WITH_ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageTRES=gres/gpu
 AccountingStorageHost=127.0.0.1
 AccountingStoragePass={folder}/munge.socket
 JobAcctGatherType=jobacct_gather/linux

@@ -95,8 +95,10 @@ def test_the_profile_as_a_user_types_it_gives_the_tables_of_a_local_run(tmp_path
     with Cluster(tmp_path / "slurm") as cluster:
         done = cluster.run("snakemake", "--profile", "slurm", cwd=root, env=environment(), timeout=2 * SECONDS)
         assert done.returncode == 0, done.stdout
-        jobs = cluster.output("squeue", "--states=all", "--noheader", "--Format=State:20,tres-alloc:80,Partition")
-    asked = r"COMPLETED +cpu=1,mem=1500M,node=1,billing=1,gres/gpu=1 +main"
+        jobs = cluster.output(
+            "squeue", "--states=all", "--noheader", "--Format=State:20,MinMemory:20,tres-per-job:20,Partition"
+        )
+    asked = r"COMPLETED +1500M +gres:gpu:1 +main"
     assert len(re.findall(asked, jobs)) == len(jobs.splitlines()) == 2, jobs
     assert (root / "results/demo/report/index.html").exists()
     assert not list((root / "results/slurm_logs").rglob("*.log")), "what the scheduler said of a good job is dropped"
@@ -108,6 +110,9 @@ def test_the_profile_as_a_user_types_it_gives_the_tables_of_a_local_run(tmp_path
     ours, theirs = unmeasured(Path("results/demo/tables/cells.csv")), unmeasured(root / "results/demo/tables/cells.csv")
     assert_frame_equal(ours, theirs)
     assert "metrics.last.accuracy.value" in ours and len(ours) == 2
+    alone = [numbers(cell) for cell in grid.cells]
+    monkeypatch.chdir(root)
+    assert [numbers(cell) for cell in grid.cells] == alone
     scheduler = results.read(root / grid.cells[0].path)["provenance"]["scheduler"]
     assert scheduler["name"] == "slurm" and scheduler["partition"] == "main"
 
@@ -125,7 +130,7 @@ def test_with_accounting_jobs_are_followed_in_it_and_go_where_the_user_says(tmp_
         assert done.returncode == 0, done.stdout
         shown = "--format=State,Account,Partition,ReqTRES%60"
         jobs = cluster.output("sacct", "--allocations", "--parsable2", "--noheader", shown)
-    assert re.fullmatch(r"COMPLETED\|lab\|other\|\S*gres/gpu=1\S*", jobs), jobs
+    assert re.fullmatch(r"COMPLETED\|lab\|other\|billing=1,cpu=1,gres/gpu=1,mem=1500M,node=1", jobs), jobs
     assert results.read(root / cell.path)["status"] == "ok"
 
 
