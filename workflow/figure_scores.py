@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from workflow.figures import INK, MUTED, Drawing, Gallery, Marks, colours, drawn, log_axis, place_text
+from workflow.figures import INK, MUTED, Drawing, Gallery, Marks, colours, drawn, log_axis, place_text, widen
 from workflow.outcomes import Outcome, Place, Row, Study
 from workflow.standing import BASELINES, Estimate, Standing, leader, metric_of
 from workflow.table_costs import MIB
@@ -188,6 +188,7 @@ def score_against_cost(study: Study, arena: Arena, cost: Cost, family_of: dict[R
         axes.set_xscale("log")
         axes.margins(x=0.14, y=0.12)
         log_axis(axes.xaxis, *axes.get_xlim())
+        widen(axes, 0.01 * points[0].score.metric.scale)
         levels = {label: score.mean for label, score in lines.items()}
         if arena.chance is not None and axes.get_ylim()[0] <= arena.chance <= axes.get_ylim()[1]:
             marks.add(
@@ -273,11 +274,14 @@ def paint_labels(figure, axes, points: list[Point], levels: dict[str, float], ma
     for point, radius in radii.items():
         x, y = axes.transData.transform((point.cost, point.score.mean))
         taken.append(Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius))
+    on = front(points)
+    corners = [axes.transData.transform((point.cost, point.score.mean)) for point in on]
+    for (x, y), (next_x, next_y) in zip(corners, corners[1:], strict=False):
+        taken += [Bbox.from_extents(x, y - 1, next_x, y + 1), Bbox.from_extents(next_x - 1, y, next_x + 1, next_y)]
     for label, score in levels.items():
         text = axes.text(0, score, label, transform=axes.get_yaxis_transform(), color=MUTED, va="bottom")
         place_text(figure, text, [((share, score), "left") for share in (0.01, 0.2, 0.4, 0.6, 0.8)], taken)
         marks.add(text, "control")
-    on = front(points)
     named = sorted(points, key=lambda point: (not point.row.control, point not in on, -point.score.mean))
     for point in named[:MOST_LABELS]:
         at = point.cost, point.score.mean

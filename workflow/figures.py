@@ -26,6 +26,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.formatter.use_mathtext": False,
+    "axes.formatter.useoffset": False,
     "axes.unicode_minus": True,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -149,6 +150,13 @@ def log_axis(axis: Any, low: float, high: float) -> None:
     axis.set_major_locator(LogLocator(subs=(1,) if decades else (1, 2, 5)) if wide else MaxNLocator(5))
     axis.set_major_formatter(lambda value, _: short(value))
     axis.set_minor_locator(NullLocator())  # every tick costs time and bytes
+
+
+def widen(axes: Any, least: float) -> None:
+    """Let the vertical axis span at least so much: equal scores are no cliff."""
+    low, high = axes.get_ylim()
+    if high - low < least:
+        axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
 
 
 def short(value: float) -> str:

@@ -3,6 +3,7 @@
 import math
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,6 +74,14 @@ def test_a_drawing_takes_the_page_s_colours_and_keeps_labels_as_text():
 )
 def test_ticks_are_plain_numbers(value, text):
     assert figures.short(value) == text
+
+
+@pytest.mark.parametrize("limits, shown", [((5, 5), (4.5, 5.5)), ((0, 20), (0, 20))])
+def test_an_axis_of_equal_scores_is_no_cliff(limits, shown):
+    axes = SimpleNamespace(get_ylim=lambda: limits, set_ylim=lambda *wider: found.append(wider))
+    found = [limits]
+    figures.widen(axes, 1)
+    assert found[-1] == shown
 
 
 # --- scores against costs ---------------------------------------------------------------------------------------------
