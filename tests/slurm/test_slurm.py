@@ -45,7 +45,7 @@ class Slow(LoRA):
         with (folder / str(os.getpid())).open("a") as file:
             file.write(f"{step.index}\\n")
         if not (folder / "hurry").exists():
-            time.sleep(0.3)
+            time.sleep(1)
 """
 LEFT_OUT = ("results", ".git", ".venv", ".snakemake", "*_cache", "__pycache__", "tests", "docs")
 MEASURED = ("time.", "memory.", "latency.", "provenance.", "result")  # columns that no two runs have in common
