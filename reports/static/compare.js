@@ -123,7 +123,7 @@ async function pairedExamples(data, ours, theirs, at) {
     unit,
     p,
     lower: false,
-    basis: `${whole(a.n)} examples, one seed`,
+    basis: `${whole(a.n)} examples, seed ${data.at("seed", ours)}`,
     clear: p < 0.05,
   };
 }

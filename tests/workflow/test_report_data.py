@@ -363,9 +363,9 @@ def test_methods_are_paired_by_seeds_else_by_examples_else_the_reason_is_given(c
     low, high = bonett_price(2, 1, 4)
     assert (examples["low"], examples["high"]) == pytest.approx((100 * low, 100 * high))
     assert (examples["mean"], examples["p"]) == (25, 1) and examples["unit"] == "accuracy, %"
-    assert examples["basis"] == "4 examples, one seed"
+    assert examples["basis"] == "4 examples, seed 0"
 
-    assert pooled["mean"] == pytest.approx(0) and pooled["basis"] == "3 examples, one seed"
+    assert pooled["mean"] == pytest.approx(0) and pooled["basis"] == "3 examples, seed 0"
     assert pooled["unit"] == "right answers, %"
     assert {task: found["why"] for task, found in compared.items() if "why" in found} == {
         "cola": "one seed, and the predictions are of different test examples",
