@@ -10,7 +10,7 @@ import pytest
 
 from tests.workflow import studies
 from tests.workflow.studies import cell, failed, grid, result, store
-from workflow import published, quality, registry, report, tables
+from workflow import figure_scores, published, quality, registry, report, tables
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
 
@@ -258,7 +258,8 @@ def test_parts_and_answers_have_sections_only_where_there_are_such_tasks(demo, t
     assert page.dangling() == set()
 
 
-def test_many_tables_are_folded(tmp_path):
+def test_many_tables_are_folded(tmp_path, monkeypatch):
+    monkeypatch.setattr(figure_scores, "MOST_PLACES", 1)  # drawing takes time, and this is about tables
     names = ("cifar", "dtd", "pets", "clevr", "dsprites")
     cells = [cell(suite="vtab", task=name, model=model) for name in names for model in ("a", "b")]
     store(tmp_path, *(result(one, latency=None, trained=100 + i) for i, one in enumerate(cells)))
