@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -41,6 +42,9 @@ def study(folder: Path, methods: list, plugins: dict[str, str] | None = None, fi
     return grids.load(projects.write(folder, file, yaml.safe_dump(STUDY | {"methods": methods} | changes)))
 
 
+STARTED: list[Run] = []
+
+
 class Run:
     """A process with all that it starts. What they say goes to a file, so that nobody waits for a reader."""
 
@@ -56,6 +60,7 @@ class Run:
             start_new_session=True,
             preexec_fn=limit,
         )
+        STARTED.append(self)
 
     @property
     def output(self) -> str:
@@ -73,8 +78,9 @@ class Run:
         return self.process.wait(timeout=SECONDS)
 
     def kill(self) -> None:
-        """kill -9, the process and everything that it started."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """kill -9, the process and everything that it started, also what outlived it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
