@@ -18,6 +18,7 @@ NODE = "node1"
 ADDRESS = "192.0.2.1"  # SLURM looks for an address that is not the loopback's; this one is for examples
 MEMORY = 16000  # megabytes of the node
 TOOLS = ("unshare", "nsenter", "ip", "munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue")
+NAMESPACES = ("unshare", "--mount", "--pid", "--net", "--uts", "--fork", "--kill-child", "--mount-proc")
 ACCOUNTING_TOOLS = ("slurmdbd", "sacct", "sacctmgr", "mariadbd", "mariadb-install-db")
 
 SLURM = """
@@ -96,13 +97,10 @@ def lacks(tools: Sequence[str] = TOOLS) -> str | None:
         return "only root can start a cluster"
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
-        return f"not installed: {', '.join(missing)} (apt-get install slurm-wlm munge iproute2)"
+        return f"not installed: {', '.join(missing)} (.ci/run names the packages)"
     if subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode:
         return "this machine gives no namespaces (unshare)"
     return None
-
-
-NAMESPACES = ("unshare", "--mount", "--pid", "--net", "--uts", "--fork", "--kill-child", "--mount-proc")
 
 
 class Cluster:
