@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +46,21 @@ def folder(entry: ModelEntry) -> Path | str:
             raise AtlasError(
                 f"no folder with the weights of '{entry.name}'", file=path, mend="set `location` in models/"
             )
+        _refuse_pickles(path)
         return path
     return entry.location
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """An index of weights may name any file, and transformers would read one that is no safetensors as a pickle."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            parts = json.loads(index.read_text())["weight_map"].values()
+        except (ValueError, KeyError, AttributeError) as problem:
+            raise AtlasError("this is no index of weights", file=index, mend="copy the weights again") from problem
+        if other := next((part for part in parts if not str(part).endswith(".safetensors")), None):
+            mend = "convert the weights to safetensors"
+            raise AtlasError(f"'{other}' is no safetensors file", file=index, key="weight_map", mend=mend)
 
 
 def packaged(entry: ModelEntry) -> tuple[Path, ...]:
