@@ -39,10 +39,11 @@ def test_the_study_stands_as_it_should():
     assert abs(shuffled[0] - 0.5) < 0.05
 
 
-def test_every_low_rank_method_learns_more_than_a_head():
+@pytest.mark.parametrize("task", ["glue/sst2", "demo_glue/entailment"])
+def test_every_low_rank_method_learns_more_than_a_head(task):
     found = {}
     for path in FILES:
-        if path.match("lowrank_small/cells/glue/sst2/*/*/*"):
+        if path.match(f"lowrank_small/cells/{task}/*/*/*"):
             result = results.read(path)
             found[result["cell"]["method"]] = result["metrics"]["selected"]["accuracy"]["value"]
     family = {name for name, info in registry.methods().items() if info.path.parent.name == "lowrank"}
