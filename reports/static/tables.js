@@ -53,6 +53,11 @@ function enhance(table) {
       ],
     };
   const api = new DataTable(table, options);
+  // with a fixed first order DataTables announces that one's direction
+  api.on("order", () => {
+    for (const head of headings)
+      if (head.ariaSort) head.ariaSort = head.classList.contains("dt-ordering-desc") ? "descending" : "ascending";
+  });
   api.search.fixed("filters", (text, data, index) => atlasFilter.shows(api.row(index).node().dataset.method));
   api.draw();
   ready.set(table, api);
