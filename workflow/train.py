@@ -574,7 +574,8 @@ def _write(state: dict[str, Any], file: BinaryIO) -> None:
     except (OSError, RuntimeError) as problem:
         hidden = problem.__context__ if isinstance(problem, RuntimeError) else problem  # torch's writer says only that
         if isinstance(hidden, OSError):
-            raise OSError(hidden.errno, hidden.strerror, file.name) from None
+            hidden.filename = file.name
+            raise hidden from None
         raise
 
 
