@@ -20,13 +20,13 @@ function figureSvg(kind, width, height, label) {
   return image;
 }
 
-// Round numbers that divide a range, about `count` of them.
+// Round numbers that divide a range, about `count` of them; zero is never the negative one.
 function ticks(low, high, count = 5) {
   const raw = (high - low) / count;
   const size = 10 ** Math.floor(Math.log10(raw));
   const step = size * [1, 2, 5, 10].find((factor) => factor * size >= raw);
   const found = [];
-  for (let k = Math.ceil(low / step); k * step <= high + step * 1e-9; k++) found.push(k * step);
+  for (let k = Math.ceil(low / step) || 0; k * step <= high + step * 1e-9; k++) found.push(k * step);
   return found;
 }
 
