@@ -80,6 +80,7 @@ def test_a_part_is_compared_with_that_part(tmp_path, monkeypatch):
     [
         (-3.0, 1.0, 1.0, "below by more than the interval"),
         (1.3, 1.0, 1.0, "agrees within the interval"),
+        (1.7, 1.0, 1.0, "above by more than the interval"),
         (1.3, 1.0, None, "above by more than the interval; the published figure has none"),
         (0.5, None, 1.0, "agrees within the interval; the grid's own has none"),
         (0.5, None, None, "above; neither figure has an interval"),

@@ -26,3 +26,5 @@ def test_equal_scores_tell_nothing_apart():
 def test_a_clique_is_a_longest_run_within_the_difference():
     found = Ranking({"a": 1.0, "b": 1.8, "c": 2.5, "d": 4.0}, tasks=9, p=0.01, difference=1.0)
     assert found.cliques() == [("a", "b"), ("b", "c")]
+    inside = Ranking({"a": 1.0, "b": 1.5, "c": 1.9, "d": 4.0}, tasks=9, p=0.01, difference=1.0)
+    assert inside.cliques() == [("a", "b", "c")]
