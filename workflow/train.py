@@ -573,10 +573,10 @@ def _write(state: dict[str, Any], file: BinaryIO) -> None:
         os.fsync(file.fileno())
     except (OSError, RuntimeError) as problem:
         hidden = problem.__context__ if isinstance(problem, RuntimeError) else problem  # torch's writer says only that
-        if isinstance(hidden, OSError):
-            hidden.filename = file.name
-            raise hidden from None
-        raise
+        if not (isinstance(hidden, OSError) and hidden.errno):
+            raise
+        hidden.filename = file.name
+        raise hidden from None
 
 
 def _share(part: Batch, whole: Batch) -> float | Tensor:
