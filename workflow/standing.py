@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import mean, stdev
 
 from workflow.outcomes import Outcome, Place, Row, Study, correctness
@@ -82,11 +83,17 @@ class Standing:
 def estimate(values: Sequence[float], stderr: float | None = None, metric: Metric = METRICS["accuracy"]) -> Estimate:
     """Two or more values: t interval over them. One value: 1.96 standard errors of sampling."""
     if len(values) > 1:
-        from scipy.stats import t
-
-        half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+        half = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
         return Estimate(mean(values), half, len(values), metric)
     return Estimate(values[0], None if stderr is None else 1.96 * stderr, 1, metric)
+
+
+@cache
+def t_quantile(freedom: int) -> float:
+    """Of Student's t at 97.5 %."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
