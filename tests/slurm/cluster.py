@@ -153,10 +153,11 @@ class Cluster:
     def output(self, *command: object) -> str:
         return self.run(*command).stdout.strip()
 
-    def start_now(self, job: str) -> None:
-        """Start a job that went back into the queue, where it would wait for two minutes."""
+    def start_soon(self, job: str) -> None:
+        """Start a job that went back into the queue, where it would wait for two minutes; ten seconds are enough for the
+        node to forget the job's last try, without which it would refuse the new one."""
         self._until(f"job {job} is in the queue", lambda: self.output("squeue", "-hj", job, "-o%T") == "PENDING")
-        self.output("scontrol", "update", f"jobid={job}", "StartTime=now")
+        self.output("scontrol", "update", f"jobid={job}", "StartTime=now+10")
 
     def until(self, what: str, *command: object, seconds: float = 60) -> None:
         """Wait for a command to succeed."""

@@ -162,7 +162,7 @@ def test_cells_that_the_cluster_stops_go_on_and_end_as_if_it_had_not(tmp_path, m
         first, second = (submitted(cell, log.read_text()) for cell in grid.cells)
         cluster.run("scontrol", "update", f"jobid={second}", "TimeLimit=1")
         cluster.run("scontrol", "requeue", first)
-        cluster.start_now(first)
+        cluster.start_soon(first)
         trains(2, 1, 2)
         (steps[2] / "hurry").touch()
         wait_until(
@@ -170,8 +170,7 @@ def test_cells_that_the_cluster_stops_go_on_and_end_as_if_it_had_not(tmp_path, m
         )
         cluster.run("scontrol", "update", "nodename=node1", "state=down", "reason=test")
         wait_until(lambda: "slurmstepd" not in cluster.output("ps", "-eo", "comm"), "its processes are gone", SECONDS)
-        cluster.run("scontrol", "update", "nodename=node1", "state=resume")
-        cluster.start_now(first)
+        cluster.start_soon(first)
         (steps[1] / "hurry").touch()
         assert run.wait(2 * SECONDS) == 0, log.read_text()
         assert f"Time limit exhausted for JobId={second}" in (cluster.folder / "slurmctld.log").read_text()
