@@ -154,7 +154,7 @@ class Cluster:
         return self.run(*command).stdout.strip()
 
     def start_soon(self, job: str) -> None:
-        """Start a job that went back into the queue, where it would wait for two minutes; ten seconds are enough for the
+        """Start a job that went back into the queue, where it would wait two minutes. Ten seconds are enough for the
         node to forget the job's last try, without which it would refuse the new one."""
         self._until(f"job {job} is in the queue", lambda: self.output("squeue", "-hj", job, "-o%T") == "PENDING")
         self.output("scontrol", "update", f"jobid={job}", "StartTime=now+10")
