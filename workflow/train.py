@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -494,8 +494,7 @@ class Training:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
-                _write(self._snapshot(step) | {"ends": self._ends}, file)
+            _write(self._snapshot(step) | {"ends": self._ends}, temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -565,17 +564,18 @@ class Training:
             return None
 
 
-def _write(state: dict[str, Any], file: BinaryIO) -> None:
-    """Save to an open file, down to the disk. Raises OSError with the file's name."""
+def _write(state: dict[str, Any], path: Path) -> None:
+    """Save to a file, down to the disk. Raises OSError with its name."""
     try:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+        with path.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, RuntimeError) as problem:
         hidden = problem.__context__ if isinstance(problem, RuntimeError) else problem  # torch's writer says only that
         if not (isinstance(hidden, OSError) and hidden.errno):
             raise
-        hidden.filename = file.name
+        hidden.filename = str(path)
         raise hidden from None
 
 
