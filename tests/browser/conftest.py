@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,6 +19,14 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-
 NOTE_WHAT_RAN = "window.hasRun = []; window.ran = name => window.hasRun.push(name);"
 HEADING = "document.querySelector('#page h1')"
 WAIT = 30_000  # ms until a page is given up: the machine may be busy
+
+
+def until(page: Any, script: str, arg: Any = None, seconds: float = 30) -> None:
+    """Ask again and again from outside: the page's own policy forbids it to evaluate what it waits for."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(script, arg):
+        assert time.monotonic() < end, f"not in {seconds} s: {script}"
+        page.wait_for_timeout(50)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +66,7 @@ class Opened:
     def follow(self, route: str):
         """The page after a link to another route in the same file."""
         self.page.evaluate(f"route => {{ window.former = {HEADING}; location.hash = route }}", route)
-        self.page.wait_for_function(f"{HEADING} && {HEADING} !== window.former")
+        until(self.page, f"{HEADING} && {HEADING} !== window.former")
         return self.page
 
     def check(self) -> None:

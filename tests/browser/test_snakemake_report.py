@@ -39,6 +39,6 @@ def test_it_opens_with_every_file_in_its_category_and_the_report_inside(page_of_
     page.get_by_role("link", name="Report", exact=True).click()
     page.locator("#app table a, #app table button").first.click()
     inside = page.frame_locator("iframe")
-    assert inside.locator("#accuracy").count() == 1
+    inside.locator("#accuracy").wait_for(state="attached")
     inside.locator("a[href='#/method/lora']").first.click()
     inside.locator("#page h1, #page h2").filter(has_text="lora").first.wait_for()

@@ -1,6 +1,7 @@
 """What a reader does: sort, filter, choose columns, follow links, download, and all of it from the keyboard."""
 
 from tests.browser import made_up
+from tests.browser.conftest import until
 from workflow import report_links as links
 
 SCORES = "#table-accuracy-1"
@@ -33,7 +34,7 @@ def sort(page, title, order):
     """Click on a head and wait for its order: ascending, descending or null."""
     head(page, title).click()
     script = "([table, title, order]) => document.querySelector(`${table} [data-label='${title}']`).ariaSort === order"
-    page.wait_for_function(script, arg=[SCORES, title, order])
+    until(page, script, [SCORES, title, order])
 
 
 def test_a_click_on_a_head_sorts_and_words_stay_last_in_both_orders(site):
@@ -58,7 +59,7 @@ def test_filters_take_rows_from_every_table(site):
     page.select_option("#filters [name=status]", "oom")
     assert set(column(page, "method")) == {made_up.EVIL["label"]}
     page.click("#filters [type=reset]")
-    page.wait_for_function(f"document.querySelectorAll('{SCORES} tbody tr[data-method]').length > 1")
+    until(page, f"document.querySelectorAll('{SCORES} tbody tr[data-method]').length > 1")
     assert set(column(page, "method")) == everyone
     page.fill("#filters [name=method]", "houl fit")
     assert set(column(page, "method")) == {"houlsby", "bitfit"}
@@ -184,7 +185,7 @@ def test_a_head_sorts_and_the_theme_turns_by_keys(site):
     )
     focusable.focus()
     page.keyboard.press("Enter")
-    page.wait_for_function(f"document.querySelector('{SCORES} th[aria-sort]') !== null")
+    until(page, f"document.querySelector('{SCORES} th[aria-sort]') !== null")
     assert list(column(page, "method")) != before
     colour = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(colour)
