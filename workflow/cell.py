@@ -400,7 +400,7 @@ def _devices(device, cell: Cell, entry, info, grid: Grid) -> tuple:
         return (device,)
     from workflow import resources
 
-    methods = registry.methods(grid.plugins)
+    methods = grid.methods
     room = torch.cuda.get_device_properties(0).total_memory // 10**6
     wanted = resources.estimated(cell, entry, methods[cell.method], info, methods, room)["gpu"]
     return tuple(torch.device("cuda", index) for index in range(min(wanted, seen)))
@@ -417,7 +417,7 @@ def _check_modality(entry, info) -> None:
 
 def _method(cell: Cell, grid: Grid):
     try:
-        plugin = registry.load_method(registry.methods(grid.plugins)[cell.method])
+        plugin = registry.load_method(grid.methods[cell.method])
     except AtlasError as problem:
         raise Broken(str(problem)) from problem
     return plugin.create(cell.settings)

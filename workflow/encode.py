@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +279,7 @@ class Pixels:
 
 def _cached(name: tuple, split: Split, tokenizer: Any, make) -> tuple[Ragged, Ragged | None, int]:
     """`make()`, kept in an Arrow file that all jobs with the same texts and tokenizer map into memory."""
-    parts = (VERSION, *name, fingerprint(split), _tokenizer_digest(tokenizer))
+    parts = (VERSION, *name, fingerprint(split), _digest_once(tokenizer))
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     return _read(cache.made(f"tokenised/{key}.arrow", lambda path: _write(path, *make())))
 
@@ -293,6 +293,9 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     else:
         state |= json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+_digest_once = lru_cache(maxsize=1)(_tokenizer_digest)  # what is digested stays as it was loaded
 
 
 def _write(path: Path, *columns: Any) -> None:

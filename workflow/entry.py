@@ -42,7 +42,7 @@ class Needs(Mapping):
     def __init__(self, grid: Grid):
         self.cells = {cell.config_key: cell for cell in grid.cells}
         self.entries, self.suites = registry.models(), registry.suites()
-        self.methods = registry.methods(grid.plugins)
+        self.methods = grid.methods
         self.gpu_mb = grid.resources.get("gpu_mb")
         self.fixed = {name: value for name, value in grid.resources.items() if name != "gpu_mb"}
         self.found: dict[str, dict[str, int]] = {}

@@ -50,6 +50,7 @@ class Grid:
 
     broken: methods that the grid names and whose plugin cannot be read; their cells are left out.
     resources: what the grid fixes of a cell's `gpu`, `mem_mb` and `runtime` (minutes), and `gpu_mb`, one GPU's memory.
+    methods: every plugin by name, as it was read for the cells' keys.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Grid:
     pack: int = 1
     demo: bool = False
     resources: dict[str, int] = field(default_factory=dict)
+    methods: dict[str, MethodInfo] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def _by_key(self) -> dict[str, Cell]:
@@ -146,6 +148,7 @@ class _Expansion:
             pack=document.get("pack", 1),
             demo=all(self.suites[suite].demo for suite, _ in self.tasks),
             resources=document.get("resources", {}),
+            methods=self.methods,
         )
 
     def _name(self, document: dict) -> str:
