@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from workflow.errors import AtlasError, suggest
+from workflow.errors import NO_ROOM, AtlasError, machine_failed, suggest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has gone: nothing is left to say, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as problem:
+        if problem.errno not in NO_ROOM:
+            raise
+        print(f"error: {machine_failed(problem)}", file=sys.stderr)
+        return 2
 
 
 def parser() -> argparse.ArgumentParser:

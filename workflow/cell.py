@@ -21,6 +21,7 @@ from models.entries import model as model_entry
 from workflow import provenance, registry, results
 from workflow.cells import Cell
 from workflow.errors import AtlasError, machine_failed
+from workflow.files import replaced
 from workflow.grid import Grid
 from workflow.tries import Tries
 from workflow.turn import turn
@@ -532,14 +533,8 @@ def _save_predictions(out: Path, test, shown, selected, last) -> None:
     if shown.scores is not None:
         for k in range(shown.scores.shape[1]):
             columns[f"score_{k}"] = pa.array(shown.scores[:, k].astype(np.float32))
-    path = out.with_name(f"{out.stem}.predictions.parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(out.with_name(f"{out.stem}.predictions.parquet")) as path:
+        pq.write_table(pa.table(columns), path, compression="zstd")
 
 
 def _note_energy(run: Run, meter) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 from workflow.text import plain
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, or in one's share of it
+
 
 class AtlasError(Exception):
     """A problem the user can mend. The command line prints it and exits with status 2."""
@@ -24,7 +26,7 @@ class AtlasError(Exception):
 
 def machine_failed(problem: OSError) -> AtlasError:
     """What the machine did wrong, and what no other try on it would mend."""
-    full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = problem.errno in NO_ROOM
     mend = "free some space, then run the same command again" if full else "run the same command again"
     return AtlasError(f"the machine failed: {problem}", file=problem.filename, mend=mend)
 

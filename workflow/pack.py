@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from workflow import results
 from workflow.cells import Cell
 from workflow.errors import AtlasError, suggest
+from workflow.files import replaced
 from workflow.grid import Grid
 from workflow.resources import BASE_MINUTES
 
@@ -52,11 +52,23 @@ def marker(grid: Grid, name: str) -> Path:
 
 
 def drop_stale(grid: Grid, found: dict[str, tuple[Cell, ...]]) -> None:
-    """Remove markers of packs of which a result is gone, so that the workflow runs them again."""
+    """Remove markers of packs of which a result is gone, or newer since another run has made it again.
+
+    The workflow then runs such a pack, which makes what is missing, and the tables that wait for its marker.
+    """
     for name, cells in found.items():
         path = marker(grid, name)
-        if path.exists() and not all(cell.path.exists() for cell in cells):
+        if path.exists() and not _holds(path, cells):
             path.unlink(missing_ok=True)
+
+
+def _holds(path: Path, cells: tuple[Cell, ...]) -> bool:
+    """Whether every cell still has the result that it had when the marker was written."""
+    try:
+        written = path.stat().st_mtime_ns
+        return all(cell.path.stat().st_mtime_ns <= written for cell in cells)
+    except FileNotFoundError:
+        return False
 
 
 def awaited(grid: Grid, found: dict[str, tuple[Cell, ...]]) -> list[str]:
@@ -98,10 +110,8 @@ def run(grid: Grid, name: str, out: Path | None = None, data_root: Path | None =
         _note(begun, each.grid_key)
         cell.once(grid, each, data_root=data_root, threads=threads, kept=kept)
     begun.unlink(missing_ok=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({str(each.path): results.state(each) for each in cells}, indent=1) + "\n")
-    os.replace(temporary, out)
+    with replaced(out) as path:
+        path.write_text(json.dumps({str(each.path): results.state(each) for each in cells}, indent=1) + "\n")
 
 
 def _note(path: Path, key: str) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 
 from workflow import documents
 from workflow.cells import Cell
 from workflow.errors import AtlasError
+from workflow.files import replaced
 
 _END = b"\n}\n"
 STATUSES = ("ok", "oom", "diverged", "timeout", "unsupported", "error")
@@ -29,7 +28,6 @@ def write(path: Path, result: dict) -> None:
     _check(result, path)
     sections = ",\n".join(f"{json.dumps(name)}: {json.dumps(section)}" for name, section in result.items())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, f"{{\n{sections}\n}}\n")
     except OSError as problem:
         mend = "free some space or mend the folder's permissions, then run the same command again"
@@ -37,19 +35,11 @@ def write(path: Path, result: dict) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Put the text in place of the file at once. The temporary file is removed whatever happens."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    """Put the text in place of the file at once, when it is on the disk."""
+    with replaced(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _finite(value: object) -> object:

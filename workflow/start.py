@@ -6,13 +6,13 @@ own state and no head.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from methods.base import Method
 from tasks.base import Suite
 from workflow import entry, results
 from workflow.cells import Cell
+from workflow.files import replaced
 from workflow.grid import Grid
 
 
@@ -31,16 +31,9 @@ def save(cell: Cell, suite: Suite, result: Path, method: Method) -> None:
         return
     from safetensors import torch as safetensors
 
-    path = state_path(result)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replaced(state_path(result)) as path:
         # through bytes: `save_file` hides in an error of its own that a disk is full
-        temporary.write_bytes(safetensors.save({name: tensor.cpu() for name, tensor in method.state_dict().items()}))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.write_bytes(safetensors.save({name: tensor.cpu() for name, tensor in method.state_dict().items()}))
 
 
 def load(grid: Grid, cell: Cell, root: Path, method: Method) -> None:

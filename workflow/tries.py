@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from workflow.files import replaced
 
 BOOT, KERNEL = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/vmstat")
 SILENT = 2  # starts in a row that vanish and leave no newer checkpoint: memory is suspected where nothing tells
@@ -81,14 +82,9 @@ class Tries:
                 self._write()
 
     def _write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         note = {"ends": self.ends, "silent": self.silent, "running": self.running}
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(note) + "\n")
-            os.replace(temporary, self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replaced(self._path) as path:
+            path.write_text(json.dumps(note) + "\n")
 
     def _judge(self, vanished: dict[str, Any]) -> None:
         """What ended a start that left no word: want of memory, something else, or something that may be either."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -103,3 +106,39 @@ def numbers(cell: Cell) -> tuple:
     training = {name: value for name, value in result["training"].items() if name not in ("resumed", "tries")}
     predictions = pq.read_table(cell.path.with_name(f"{cell.path.stem}.predictions.parquet"))
     return result["metrics"], result["curves"], result["parameters"], training, predictions
+
+
+# Processes that begin with torch loaded, since they are forks of one that does nothing else.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "transformers", "pandas", "pyarrow.parquet", "safetensors.torch"])
+
+
+def verb(*arguments: str, room: int | None = None, kernel: Path | None = None, **environment: object):
+    """`python -m workflow ARGUMENTS` in the working directory, to its end; returns the exit status and what it said.
+
+    room: bytes that a file may have; kernel: what stands in the place of /proc/vmstat. What is said must fit a pipe.
+    """
+    reader, writer = FORKS.Pipe(duplex=False)
+    words = {name: str(value) for name, value in environment.items()}
+    process = FORKS.Process(target=_verb, args=(writer, arguments, room, kernel, words))
+    process.start()
+    writer.close()
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+    said = b"".join(iter(lambda: os.read(reader.fileno(), 1 << 16), b"")).decode()
+    return process.exitcode, said
+
+
+def _verb(writer, arguments: Sequence[str], room: int | None, kernel: Path | None, environment: dict[str, str]):
+    os.dup2(writer.fileno(), 1)
+    os.dup2(writer.fileno(), 2)
+    writer.close()
+    os.environ.update(environment)
+    from workflow import __main__, tries
+
+    if kernel is not None:
+        tries.KERNEL = kernel
+    if room is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    sys.exit(__main__.main(arguments))

@@ -1,5 +1,6 @@
 """Cells that cannot end well end with a status, and nothing that is done beside them is lost."""
 
+import os
 import resource
 import signal
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.faults.runs import job, numbers, snakemake, study
-from workflow import results
+from tests.faults.runs import job, numbers, snakemake, study, verb
+from workflow import pack, results
 
 GREEDY = """
 import resource
@@ -127,6 +128,51 @@ def test_a_cell_that_the_kernel_kills_for_memory_has_its_second_try_at_the_next_
     assert (training["tries"], training["micro_batch_size"], training["steps"]) == (2, 4, 2)
 
 
+KILLER = """
+import os
+import signal
+
+from methods.lowrank.lora import LoRA
+
+
+class Killer(LoRA):
+    name = "killer"
+
+    def forward(self, batch, call):
+        if self.backbone.model.training:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(batch)
+"""
+
+
+def test_a_cell_that_is_killed_for_memory_again_and_again_is_oom_and_keeps_no_other_from_its_result(
+    tmp_path, monkeypatch
+):
+    """Three starts of one pack. Before the second and the third the kernel counts one more process that it killed."""
+    monkeypatch.chdir(tmp_path)
+    grid = study(tmp_path, ["killer", "lora"], {"killer": KILLER}, pack=2)
+    killer, lora = grid.cells
+    ((name, _),) = pack.packs(grid).items()
+    kernel = tmp_path / "vmstat"
+
+    def start(kills: int) -> tuple[int, str]:
+        kernel.write_text(f"nr_free_pages 100\noom_kill {kills}\n")
+        return verb("pack", "--grid", "grid.yaml", name, kernel=kernel)
+
+    assert start(5)[0] == -signal.SIGKILL and results.state(killer) == results.state(lora) == "missing"
+    status, said = start(6)
+    assert status == -signal.SIGKILL and "once more, 4 examples at a time" in said, said
+    assert results.state(lora) == "ok", "what killed the job comes last"
+    finished = lora.path.read_bytes()
+
+    status, said = start(7)
+    assert status == 0, said
+    found = results.read(killer.path)
+    assert found["status"] == "oom" and "the process was killed" in found["reason"]
+    assert lora.path.read_bytes() == finished and pack.marker(grid, name).exists()
+    assert not killer.state_dir.exists()
+
+
 def test_a_full_disk_stops_the_job_with_a_word_and_costs_nothing_that_is_finished(tmp_path, monkeypatch):
     """Files may have 150 kB: enough for results and for the checkpoint of LoRA, not for that of full fine-tuning."""
     monkeypatch.chdir(tmp_path)
@@ -143,3 +189,13 @@ def test_a_full_disk_stops_the_job_with_a_word_and_costs_nothing_that_is_finishe
     second = snakemake(tmp_path, "tables")
     assert second.ended() == 0, second.output
     assert lora.path.read_bytes() == finished and results.state(full) == "ok"
+
+    table = tmp_path / "results/grid/tables/cells.csv"
+    before = table.read_bytes()
+    os.utime(lora.path)
+    room = len(before) - 1
+    third = snakemake(tmp_path, "tables", limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    assert third.ended() != 0 and "mend: free some space" in third.output, third.output
+    assert table.read_bytes() == before
+    fourth = snakemake(tmp_path, "tables", "--dry-run")
+    assert fourth.ended() == 0 and "rule tables" in fourth.output, fourth.output

@@ -1,6 +1,7 @@
 """A second try with half the micro-batch, and starts that vanish without a word."""
 
 import json
+import os
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_a_newer_checkpoint_says_that_it_got_on(folder, machine):
         begun = vanish(folder)
         assert begun.number == 1
         begun.checkpoint.write_text("")
-        tries.os.utime(begun.checkpoint, (count, count))
+        os.utime(begun.checkpoint, (count, count))
         machine(f"boot {count}", count)
 
 
