@@ -70,9 +70,12 @@ def starts(grid: Grid) -> dict[tuple[str, str], str]:
 def set_aside_damaged(grid: Grid) -> None:
     """Rename result files that are cut short, and say so: Snakemake takes a file that is there for a result.
 
-    Only the last bytes are looked at, which is all that a grid of many thousand results has time for.
+    Only the last bytes are looked at, and only of files that nothing has read since they were written, which is all
+    that a grid of many thousand results has time for.
     """
-    for cell in grid.cells:
+    from workflow import index
+
+    for cell in index.unknown(grid.cells):
         if results.is_cut_short(cell.path):
             aside = cell.path.with_name(f"{cell.path.name}.damaged")
             os.replace(cell.path, aside)
@@ -89,6 +92,18 @@ def settle(paths: Iterable[str | Path]) -> None:
         with contextlib.suppress(OSError):
             if os.stat(path).st_mtime > now:
                 os.utime(path)
+
+
+def outdate(products: Iterable[str | Path]) -> None:
+    """Give products from the future the time of the epoch, so that Snakemake makes them again.
+
+    Whether results that have come since are in them, their times cannot tell any more.
+    """
+    now = time.time()
+    for path in products:
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_mtime > now:
+                os.utime(path, (0, 0))
 
 
 def lost(awaited: list[str], made: Iterable[str]) -> list[str]:

@@ -52,15 +52,18 @@ class Readings:
 
     def value(self, name: str, position: int) -> float | int | str | bool | None:
         """The scalar under this dotted name; None where the cell's result lacks it."""
-        if name not in self.names:
-            return None
+        return self.values(name, (position,))[0]
+
+    def values(self, name: str, positions: Sequence[int]) -> list[float | int | str | bool | None]:
+        """`value` of each of these cells."""
         if name not in self._columns:
+            if name not in self.names:
+                return [None] * len(positions)
             self._columns[name] = _decoded(self._figures[name])
         values, words = self._columns[name]
-        value = values[position]
         if words is not None:
-            return words[value] if value >= 0 else None
-        return None if value == NO_INTEGER or value != value else value
+            return [words[value] if (value := values[at]) >= 0 else None for at in positions]
+        return [None if (value := values[at]) == NO_INTEGER or value != value else value for at in positions]
 
     def figures(self, positions: Sequence[int], beginnings: tuple[str, ...]) -> pa.Table:
         """A row for each of these cells, in this order, a column for each figure that any of them has, sorted by name.
@@ -106,12 +109,28 @@ def read(cells: Sequence[Cell], root: Path = Path(".")) -> Readings:
     return Readings(statuses, reasons, whole.drop_columns(list(OWN)))
 
 
+def unknown(cells: Sequence[Cell], root: Path = Path(".")) -> list[Cell]:
+    """The cells with a result file that was never found sound, or is not as it was then; no file of theirs is read."""
+    known: dict[tuple[str, str], dict[str, Stat]] = {}
+    found = []
+    for cell in cells:
+        task = cell.suite, cell.task
+        if task not in known:
+            rows = _load(_file(Path(root), *task), ["path", *STAT])
+            stats = zip(*(rows[name].to_pylist() for name in STAT), strict=True)
+            known[task] = dict(zip(rows["path"].to_pylist(), stats, strict=True))
+        seen = _stat(root, cell)
+        if seen is not None and known[task].get(cell.name) != seen:
+            found.append(cell)
+    return found
+
+
 def _of_task(root: Path, suite: str, task: str, cells: list[Cell]) -> pa.Table:
     """A row for each of these cells of one task, from the index where it is to be believed, else from the file.
 
     The index is brought up to date if anything was read.
     """
-    path = root / "results" / ".index" / suite / f"{task}.parquet"
+    path = _file(root, suite, task)
     known = _load(path)
     rows = {name: row for row, name in enumerate(known["path"].to_pylist())}
     stats = list(zip(*(known[name].to_pylist() for name in STAT), strict=True))
@@ -246,10 +265,14 @@ def _empty() -> pa.Table:
     return pa.table({name: pa.array([], kind) for name, kind in OWN.items()})
 
 
-def _load(path: Path) -> pa.Table:
+def _file(root: Path, suite: str, task: str) -> Path:
+    return root / "results" / ".index" / suite / f"{task}.parquet"
+
+
+def _load(path: Path, columns: list[str] | None = None) -> pa.Table:
     """What the file of the index holds, without rows if it is not there, cannot be read, or is of another version."""
     try:
-        known = pq.read_table(path)
+        known = pq.read_table(path, columns=columns)
         if (known.schema.metadata or {}).get(b"atlas") == _version():
             return known
     except (OSError, pa.ArrowException):

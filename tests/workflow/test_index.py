@@ -242,3 +242,14 @@ def test_a_kill_in_the_middle_of_writing_costs_nothing_but_time(root, opened, mo
     opened.clear()
     assert scores(root) == [0.5, 0.6, 0.7, 0.8]
     assert len(opened) == 2
+
+
+def test_files_that_were_never_read_or_have_changed_are_told_apart_unopened(root, opened):
+    more = (*CELLS, cell("vera"), cell("gone"), cell(task="rte"))
+    store(root, result(more[4]))
+    assert index.unknown(more, root) == list(more[:5]), "without an index all that are there are unknown"
+    scores(root)
+    (root / CELLS[2].path).write_text("{")
+    read = len(opened)
+    assert index.unknown(more, root) == [CELLS[2], more[4]]
+    assert len(opened) == read
