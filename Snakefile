@@ -57,6 +57,10 @@ include: "workflow/rules/fetch.smk"
 include: "workflow/rules/atlas_vit.smk"
 
 
+if workflow.is_main_process:
+    entry.outdate([*rules.tables.output, *rules.report.output])
+
+
 rule all:
     default_target: True
     input:
