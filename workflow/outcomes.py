@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
@@ -20,6 +20,7 @@ CONTROLS = ("untrained", "random_labels", "head", "full")
 IDENTITY = ["suite", "task", "model", "method", "label", "division", "seed", "config_key", "key", "status", "reason"]
 IDENTITY += ["control", "demo", "settings", "recipe", "protocol", "result"]
 FIGURES = ("metrics.", "parameters.", "memory.", "time.", "latency.", "training.", "merge.", "provenance.host")
+EXPECTED = {"trained": ("trained", "attached"), "stored": ("stored",), "added": ("added_at_inference",)}  # their counts
 FIGURES += ("provenance.device", "provenance.git.", "provenance.data.", "provenance.model.")  # beginnings of names
 
 
@@ -72,6 +73,21 @@ class Outcome:
     def estimate(self, metric: str | None = None, part: str = "value") -> float | None:
         """Value, stderr or n of a metric (the primary one) at the checkpoint that counts, on the metric's own scale."""
         return self.figure("metrics", self.rule, metric or self.metric or "", part)
+
+
+def values(found: Sequence[Outcome], *path: str) -> list[float | int | str | bool | None]:
+    """`value` of each of these outcomes, which are of one study."""
+    return found[0].readings.values(".".join(path), [outcome.position for outcome in found]) if found else []
+
+
+def figures(found: Sequence[Outcome], *path: str) -> list[float | None]:
+    """`figure` of each of these outcomes, which are of one study."""
+    return [None if isinstance(value, (str, bool)) else value for value in values(found, *path)]
+
+
+def known(found: Sequence[Outcome], *path: str) -> list[float]:
+    """The figures that are there at all."""
+    return [value for value in figures(found, *path) if value is not None]
 
 
 @lru_cache(maxsize=8)
@@ -271,20 +287,23 @@ def frame(study: Study):
     identity = identities(study)
     if not found:
         return identity
-    figures = found[0].readings.figures([outcome.position for outcome in found], FIGURES)
+    columns = found[0].readings.figures([outcome.position for outcome in found], FIGURES)
     whole = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
-    return pd.concat([identity, figures.to_pandas(types_mapper=whole.get).convert_dtypes()], axis=1)
+    return pd.concat([identity, columns.to_pandas(types_mapper=whole.get).convert_dtypes()], axis=1)
 
 
 def identities(study: Study):
     """What each cell is, and what became of it: a row a cell, in the order of `Study.all`."""
     import pandas as pd
+    import pyarrow as pa
 
     written: dict[int, str] = {}
 
     def text(part: dict) -> str:
         """As JSON. Most cells share their recipe and protocol with others."""
-        return written.setdefault(id(part), json.dumps(part, sort_keys=True))
+        if id(part) not in written:
+            written[id(part)] = json.dumps(part, sort_keys=True)
+        return written[id(part)]
 
     columns: dict[str, list] = {name: [] for name in IDENTITY}
     for (row, place), outcomes in study.outcomes.items():
@@ -311,17 +330,19 @@ def identities(study: Study):
             }
             for name, value in own.items():
                 columns[name].append(value)
-    return pd.DataFrame(columns).convert_dtypes()
+    kinds = {"seed": pa.int64(), "control": pa.bool_(), "demo": pa.bool_()}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in IDENTITY])
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}
+    return pa.table(columns, schema).to_pandas(types_mapper=nullable.get)
 
 
-def count_mismatches(outcome: Outcome) -> list[str]:
-    """Sentences on counts that are not what the paper's closed form says."""
-    found = {"trained": ("trained", "attached"), "stored": ("stored",), "added": ("added_at_inference",)}
-    sentences = []
-    for name, path in found.items():
-        count = outcome.figure("parameters", *path)
-        low, high = (outcome.figure("parameters", "expected", name, end) for end in ("low", "high"))
-        if count is not None and low is not None and not low <= count <= high:
-            form = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-            sentences.append(f"{name}: {count:,} found, {form} expected from the closed form")
+def count_mismatches(found: Sequence[Outcome]) -> list[list[str]]:
+    """For each of these outcomes, sentences on counts that are not what the paper's closed form says."""
+    sentences: list[list[str]] = [[] for _ in found]
+    for name, path in EXPECTED.items():
+        ends = (figures(found, "parameters", "expected", name, end) for end in ("low", "high"))
+        for own, count, low, high in zip(sentences, figures(found, "parameters", *path), *ends, strict=True):
+            if count is not None and low is not None and not low <= count <= high:
+                form = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+                own.append(f"{name}: {count:,} found, {form} expected from the closed form")
     return sentences

@@ -142,7 +142,7 @@ def cut_test_sets(study: Study) -> Iterator[Finding]:
 
 def mismatches(study: Study) -> Iterator[Finding]:
     for (row, place), outcomes in study.outcomes.items():
-        for sentence in dict.fromkeys(sentence for outcome in outcomes for sentence in count_mismatches(outcome)):
+        for sentence in dict.fromkeys(sentence for own in count_mismatches(outcomes) for sentence in own):
             yield Finding("parameter counts", "serious", f"{row.label} on {place.title}", sentence)
 
 

@@ -131,11 +131,12 @@ def counts(study: Study, cells: list[tuple[Row, Place, Outcome]]) -> list[dict]:
     """The different counts of parameters of each row on each model, with the closed form's and where they disagree."""
     order = {row: index for index, row in enumerate(study.rows)}
     found: Counter = Counter()
-    for row, place, outcome in cells:
+    sentences = count_mismatches([outcome for _, _, outcome in cells])
+    for (row, place, outcome), mismatched in zip(cells, sentences, strict=True):
         counted = [outcome.figure("parameters", *path) for path in COUNTS.values()]
         if any(count is not None for count in counted):
             closed = [expected(outcome, name) for name in ("trained", "stored", "added")]
-            found[order[row], place.model, *counted, *closed, *count_mismatches(outcome)] += 1
+            found[order[row], place.model, *counted, *closed, *mismatched] += 1
     names = ["row", "model", *COUNTS, *(f"expected_{name}" for name in ("trained", "stored", "added"))]
     return [
         tidy(dict(zip(names, one, strict=False)) | {"mismatch": one[len(names) :], "cells": number})
@@ -192,7 +193,8 @@ class Predictions:
 
         path = (study.root / outcome.cell.path).with_suffix(".predictions.parquet")
         try:
-            table = parquet.read_table(path, use_threads=False, partitioning=None)
+            with path.open("rb") as file:
+                table = parquet.ParquetFile(file).read(use_threads=False)
         except (OSError, ArrowException):
             return None
         return table if {"id", "reference", f"prediction_{outcome.rule}"} <= set(table.column_names) else None
@@ -279,11 +281,12 @@ def cut(value: Any) -> Any:
 
 def tidy(value: Any) -> Any:
     """The same with short figures; what is not finite becomes None."""
-    if isinstance(value, Mapping):
+    kind = type(value)  # of documents as JSON has them; every figure of every cell passes here
+    if kind is dict:
         return {name: tidy(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [tidy(item) for item in value]
-    return rounded(value, DIGITS + 1) if isinstance(value, float) else value
+    if kind is float:
+        return rounded(value, DIGITS + 1)
+    return [tidy(item) for item in value] if kind is list or kind is tuple else value
 
 
 def details(study: Study, cells: Iterable[tuple[Row, Place, Outcome]], parts: Iterable[str]) -> dict[str, list[dict]]:

@@ -91,9 +91,9 @@ def estimate(values: Sequence[float], stderr: float | None = None, metric: Metri
 @cache
 def t_quantile(freedom: int) -> float:
     """Of Student's t at 97.5 %."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf(0.975, freedom))
+    return float(stdtrit(freedom, 0.975))
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:

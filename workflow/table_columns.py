@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from workflow.outcomes import Outcome, Place, Row, Study
+from workflow.outcomes import Outcome, Place, Row, Study, figures, known
 from workflow.typeset import DASH, NOT_IN_GRID, Column, Entry, Notes, Table, TableRow, significant, some
 
 MOST_NAMED = 5  # tasks that a note on a missing mean names
@@ -60,11 +60,12 @@ def figure_entry(
 ) -> Entry:
     """A cost over the seeds that finished. Beside a median stand its own quartiles, if the figure has them, else the
     lowest and highest seed."""
-    values = [value for outcome in found if outcome.ok and (value := outcome.figure(*figure.path)) is not None]
+    finished = [outcome for outcome in found if outcome.ok]
+    values = known(finished, *figure.path)
     if not values:
         return absent(study, row, found, notes, measure)
     value = figure.combine(values) / figure.divisor
-    ends = [[outcome.figure(*path) for outcome in found if outcome.ok] for path in figure.spread]
+    ends = [figures(finished, *path) for path in figure.spread]
     if figure.combine is median and len(values) > 1 and not ends:
         ends = [[min(values)], [max(values)]]
     beside = [figure.show(median(end) / figure.divisor) for end in ends if end and None not in end]

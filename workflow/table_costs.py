@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from workflow.outcomes import Outcome, Place, Row, Study, count_mismatches
+from workflow.outcomes import Outcome, Place, Row, Study, count_mismatches, figures, known, values
 from workflow.table_columns import Figure, Filled, absent, figure_entry, incomplete, made, whole
 from workflow.typeset import Column, Entry, Notes, Table, significant, some
 
@@ -42,6 +42,7 @@ OPERATIONS = (
     Figure("evaluation energy", "J", ("energy", "evaluate")),
     Figure("test energy", "J", ("energy", "inference")),
 )
+COUNTED = ("peak", "mean", "final", "attached", "after_optimizer")  # when trained parameters are counted
 STEP, TRAIN_PEAK = TIME[2], MEMORY[0]
 STORED = Figure("stored", "MiB", ("parameters", "stored_bytes"), MIB, max)
 
@@ -63,7 +64,7 @@ def over_tasks(
         return Entry(figure.show(value), value)
 
     def has(found: Sequence[Outcome]) -> bool:
-        return any(outcome.ok and outcome.figure(*figure.path) is not None for outcome in found)
+        return bool(known([outcome for outcome in found if outcome.ok], *figure.path))
 
     return incomplete(study, row, places, notes, has, measure)
 
@@ -118,10 +119,10 @@ def count_entry(
     divisor: float = 1,
 ) -> Entry:
     """A count of any cell that got as far as counting; low to high where seeds or tasks differ, the value the high."""
-    values = [value / divisor for outcome in found if (value := outcome.figure(*path)) is not None]
-    if not values:
+    counts = [count / divisor for count in known(found, *path)]
+    if not counts:
         return absent(study, row, found, notes)
-    low, high = min(values), max(values)
+    low, high = min(counts), max(counts)
     return Entry(show(high) if low == high else f"{show(low)}–{show(high)}", high)
 
 
@@ -129,21 +130,18 @@ def trained_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes
     entry = count_entry(study, row, found, ("parameters", "trained", "peak"), notes)
     if entry.value is None:
         return entry
-    for outcome in found:
-        steps = [count for name in ("peak", "mean", "final") if (count := trained_count(outcome, name)) is not None]
+    counts = (figures(found, "parameters", "trained", when) for when in COUNTED)
+    for *steps, attached, optimized in dict.fromkeys(zip(*counts, strict=True)):
+        steps = [count for count in steps if count is not None]
         if len(set(steps)) > 1:
             shown = " / ".join(map(whole, steps))
             entry = entry.marked(notes.add(f"trained parameters change over training: {shown} (peak / mean / final)"))
-        attached, optimized = trained_count(outcome, "attached"), trained_count(outcome, "after_optimizer")
         if attached is not None and optimized is not None and attached != optimized:
             entry = entry.marked(notes.add(f"{attached:,} attached, {optimized:,} after the optimizer is built"))
-        for sentence in count_mismatches(outcome):
+    for outcome, sentences in zip(found, count_mismatches(found), strict=True):
+        for sentence in sentences:
             entry = entry.marked(notes.case("≠", f"{row.label} on {outcome.cell.model}, {sentence}"))
     return Entry(entry.text, entry.value, marks=tuple(dict.fromkeys(entry.marks)))
-
-
-def trained_count(outcome: Outcome, when: str) -> float | None:
-    return outcome.figure("parameters", "trained", when)
 
 
 def share_entry(study: Study, row: Row, found: Sequence[Outcome], notes: Notes) -> Entry:
@@ -164,7 +162,7 @@ def costs(
     study: Study,
     name: str,
     title: str,
-    figures: Callable[[Place], Sequence[Figure]],
+    figures_of: Callable[[Place], Sequence[Figure]],
     notes_of: Callable[[Study], list[str]],
     asked: str = "",
 ) -> Table:
@@ -187,8 +185,8 @@ def costs(
     shown = []
     for place in study.places:
         found = [outcome for row in study.rows for outcome in study.at(row, place) if outcome.ok]
-        given = [figure for figure in figures(place) if any(o.figure(*figure.path) is not None for o in found)]
-        shown += [filled(place, figure) for figure in given or figures(place)]
+        given = [figure for figure in figures_of(place) if known(found, *figure.path)]
+        shown += [filled(place, figure) for figure in given or figures_of(place)]
     return made(name, title, study, shown, notes)
 
 
@@ -207,7 +205,7 @@ def latency_figures(study: Study, place: Place) -> list[Figure]:
     sizes = {
         int(timed[1])
         for name in study.names("latency.")
-        if (timed := TIMED.match(name)) and any(outcome.value(name) is not None for outcome in study.of_place(place))
+        if (timed := TIMED.match(name)) and known(study.of_place(place), name)
     }
     return [
         figure
@@ -292,27 +290,24 @@ def latency_notes(study: Study) -> list[str]:
 def repeats(study: Study) -> str:
     """How often latencies were timed; few repeats know little of their spread."""
     names = [name for name in study.names("latency.") if name.endswith(".n")]
-    counts = sorted({count for name in names for outcome in study.all() if (count := outcome.value(name)) is not None})
+    counts = sorted({count for name in names for count in known(study.all(), name)})
     return f", of {counts[0]} to {counts[-1]} repeats" if counts else ""
 
 
 def taken_on(study: Study, path: tuple[str, str], name: str) -> list[str]:
-    values = dict.fromkeys(str(value) for outcome in study.all() if (value := outcome.value(*path)) is not None)
-    return [f"Measured on: {name} {', '.join(values)}."] if values else []
+    found = dict.fromkeys(str(value) for value in values(study.all(), *path) if value is not None)
+    return [f"Measured on: {name} {', '.join(found)}."] if found else []
 
 
 def machines(study: Study) -> list[str]:
     """The devices the times were taken on, with a warning where there is more than one machine."""
-    taken = dict.fromkeys(
-        f"{outcome.value('provenance', 'device') or 'unknown device'} of "
-        f"{outcome.value('provenance', 'host') or 'unknown host'}"
-        for outcome in study.all()
-        if outcome.status not in ("missing", "corrupt")
-    )
+    ran = [outcome for outcome in study.all() if outcome.status not in ("missing", "corrupt")]
+    seen = dict.fromkeys(zip(*(values(ran, "provenance", name) for name in ("device", "host")), strict=True))
+    taken = [f"{device or 'unknown device'} of {host or 'unknown host'}" for device, host in seen]
     if not taken:
         return []
     warning = " More than one machine: compare times only within one." if len(taken) > 1 else ""
-    return [f"Machine: {'; '.join(some(list(taken)))}.{warning}"]
+    return [f"Machine: {'; '.join(some(taken))}.{warning}"]
 
 
 def results_with(study: Study, section: str) -> list[dict]:

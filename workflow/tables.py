@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import io
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from statistics import mean
 from typing import Any
 
 from workflow import outcomes
+from workflow.files import replaced
 from workflow.outcomes import Place, Row, Study
 from workflow.standing import Standing, standings
 from workflow.table_columns import Figure, Filled, made
@@ -172,31 +172,29 @@ def write(tables: Tables, folder: Path) -> list[Path]:
 def frame_files(name: str, frame: Any) -> dict[str, bytes]:
     parquet = io.BytesIO()
     frame.to_parquet(parquet, index=False)
-    csv = without_formulas(frame).to_csv(index=False, lineterminator="\n").encode()
-    return {f"{name}.csv": csv, f"{name}.parquet": parquet.getvalue()}
+    return {f"{name}.csv": to_csv(frame).encode(), f"{name}.parquet": parquet.getvalue()}
 
 
-def without_formulas(frame: Any) -> Any:
-    """The frame for a file that a spreadsheet may open: words that it would take for a formula begin with a quote."""
+def to_csv(frame: Any) -> str:
+    """The frame as CSV, blank where nothing is known. Words that a spreadsheet would take for a formula begin with a
+    quote."""
+    text = io.StringIO(newline="")
+    file = csv.writer(text, lineterminator="\n")
+    file.writerow(frame.columns)
+    file.writerows(zip(*(printed(frame[name]) for name in frame.columns), strict=True))
+    return text.getvalue()
+
+
+def printed(column: Any) -> list:
     from pandas.api.types import is_numeric_dtype
 
-    guarded = frame.copy(deep=False)
-    for name in frame.columns:
-        words = [] if is_numeric_dtype(frame[name].dtype) else frame[name].tolist()
-        if any(isinstance(word, str) and word.startswith(FORMULA) for word in words):
-            guarded[name] = [f"'{w}" if isinstance(w, str) and w.startswith(FORMULA) else w for w in words]
-    return guarded
+    values = column.to_numpy(dtype=object, na_value="").tolist()
+    if is_numeric_dtype(column.dtype):
+        return values
+    return [f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value for value in values]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file whole: a reader sees the old bytes or the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replaced(path) as temporary:
+        temporary.write_bytes(content)
