@@ -109,18 +109,22 @@ def breakdown_at(
     height = 1.15 + 0.23 * len(rows)
 
     def paint(figure, marks: Marks) -> None:
+        from matplotlib.patches import Rectangle
+
         figure.subplots_adjust(left=0.2, right=0.98, top=1 - 0.1 / height, bottom=0.95 / height)
         axes = figure.add_subplot()
         shade = shades(breakdown)
         for y, row in enumerate(rows):
             start = 0.0
             for name, value in bars[row].items():
-                (bar,) = axes.barh(y, value, left=start, height=0.68, color=shade(name), linewidth=0)
+                bar = Rectangle((start, y - 0.34), value, 0.68, color=shade(name), linewidth=0)
+                axes.add_artist(bar)  # `barh` and `add_patch` would work out the limits again for every piece
                 tip = f"{row.label}, {name}: {significant(value)} {breakdown.unit}"
                 marks.add(bar, f"piece part-{name}", tip, method=row.label, family=family_of[row])
                 start += value
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, 1.05 * max(sum(bars[row].values()) for row in rows) or 1)
         axes.set_xlabel(f"{breakdown.view}, {breakdown.unit}")
         axes.grid(axis="x", color=MUTED, alpha=0.25, linewidth=0.5)
         axes.tick_params(axis="y", length=0)

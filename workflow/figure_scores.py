@@ -220,26 +220,43 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def paint_points(axes, points: list[Point], cost: Cost, family_of: dict[Row, str], marks: Marks) -> None:
+    """Put into the axes as they are: `scatter` and `vlines` work out the limits again for every point."""
+    from matplotlib.collections import LineCollection, PathCollection
+    from matplotlib.transforms import IdentityTransform
+
     shades = colours(family_of[point.row] for point in points if not point.row.control)
-    area = areas(points)
+    area, circle, diamond = areas(points), outline("o"), outline("D")
+    limits = []
     for point in points:
         colour = MUTED if point.row.control else shades[family_of[point.row]]
         data = {"method": point.row.label, "family": family_of[point.row]}
-        at = point.cost, point.score.mean
-        if half := point.score.half:
-            low, high = point.score.mean - half, point.score.mean + half
-            marks.add(axes.vlines(point.cost, low, high, color=colour, linewidth=1, alpha=0.7), "bar", **data)
-        filled = point.best or point.row.control
-        marker = axes.scatter(
-            *([value] for value in at),
-            s=area(point),
-            marker="D" if point.row.control else "o",
+        half = point.score.half or 0.0
+        ends = [(point.cost, point.score.mean - half), (point.cost, point.score.mean + half)]
+        limits += ends
+        if half:
+            bar = LineCollection([ends], colors=colour, linewidths=1, alpha=0.7)
+            marks.add(axes.add_collection(bar, autolim=False), "bar", **data)
+        marker = PathCollection(
+            [diamond if point.row.control else circle],
+            [area(point)],
+            offsets=[(point.cost, point.score.mean)],
+            offset_transform=axes.transData,
+            transform=IdentityTransform(),
             edgecolors=colour,
-            facecolors=colour if filled else "none",
+            facecolors=colour if point.best or point.row.control else "none",
             linewidths=1.4,
             zorder=3,
         )
-        marks.add(marker, "mark", point.tip(cost), **data)
+        marks.add(axes.add_collection(marker, autolim=False), "mark", point.tip(cost), **data)
+    axes.update_datalim(limits)
+
+
+def outline(marker: str):
+    """The path of a marker of matplotlib's."""
+    from matplotlib.markers import MarkerStyle
+
+    style = MarkerStyle(marker)
+    return style.get_path().transformed(style.get_transform())
 
 
 def areas(points: list[Point]) -> Callable[[Point], float]:

@@ -100,7 +100,7 @@ def paint_entry(
         axes.text(x, y, entry.text, ha="center", va="center", color=MUTED, fontsize=7.5, style="italic")
         return
     box = Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=ACCENT, alpha=DEEPEST * share, linewidth=0)
-    axes.add_patch(box)
+    axes.add_artist(box)
     score = standing.score
     tip = f"{row.label} on {place.task}: {score.mean:.1f}" + (f" ± {score.half:.1f}" if score.half else "")
     marks.add(box, "box", tip + (", best or tied with it" if standing.best else ""), method=row.label)
