@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ IDENTITY += ["control", "demo", "settings", "recipe", "protocol", "result"]
 FIGURES = ("metrics.", "parameters.", "memory.", "time.", "latency.", "training.", "merge.", "provenance.host")
 EXPECTED = {"trained": ("trained", "attached"), "stored": ("stored",), "added": ("added_at_inference",)}  # their counts
 FIGURES += ("provenance.device", "provenance.git.", "provenance.data.", "provenance.model.")  # beginnings of names
+STEERING = re.compile(rb"\\[ubfr]|[^\n\t -~]")  # without these, every text in a JSON document is plain already
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,11 @@ def known(found: Sequence[Outcome], *path: str) -> list[float]:
 def whole(path: Path, readings: Readings) -> dict:
     """A result that was found to be sound when the readings were taken; {} if it is gone since."""
     try:
-        return plain_texts(json.loads(path.read_bytes()))
+        content = path.read_bytes()
+        found = json.loads(content)
     except (OSError, ValueError):
         return {}
+    return plain_texts(found) if STEERING.search(content) else found
 
 
 def plain_texts(part: Any) -> Any:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from tests.workflow import studies
 from tests.workflow.studies import cell, failed, grid, result, store
-from workflow import registry, report_cells, report_data, report_facts, report_links, tables
+from workflow import registry, report_cells, report_data, report_facts, report_links, tables, text
 from workflow.cells import Cell
 from workflow.outcomes import Row
 from workflow.registry import MethodInfo
@@ -82,6 +82,18 @@ def test_details_hold_figures_curves_and_provenance(study):
     assert figures[0]["provenance"]["host"] == "node1" and figures[3]["provenance"]["host"] == "node1"
     assert unpacked(found["atlas-curves-0"])[1]["train_loss"] == {"of": 2, "steps": [1, 30], "values": [0.7, 0.2]}
     assert "atlas-right-0" not in found and "atlas-predictions-0" not in found
+
+
+@pytest.mark.parametrize("ascii_only", [True, False], ids=["escaped", "as it is"])
+@pytest.mark.parametrize("hidden", ["\x1b", "\x7f", "\x85", "\b", "\f", "\r", "\u202e", "\u2028", "\U000e0041"])
+def test_texts_of_a_whole_result_have_nothing_hidden_in_them(tmp_path, hidden, ascii_only):
+    one = cell("lora")
+    provenance = studies.PROVENANCE | {"host": f"a{hidden}b"}
+    store(tmp_path, result(one, 0.9, provenance=provenance))
+    path = tmp_path / one.path
+    path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=ascii_only), encoding="utf-8")
+    (outcome,) = tables.build(grid(one), tmp_path).study.all()
+    assert outcome.result["provenance"]["host"] == text.plain(f"a{hidden}b") != f"a{hidden}b"
 
 
 def test_counts_are_held_against_the_closed_form(tmp_path):
