@@ -56,14 +56,24 @@ class Readings:
 
     def values(self, name: str, positions: Sequence[int]) -> list[float | int | str | bool | None]:
         """`value` of each of these cells."""
-        if name not in self._columns:
-            if name not in self.names:
-                return [None] * len(positions)
-            self._columns[name] = _decoded(self._figures[name])
-        values, words = self._columns[name]
+        if name not in self.names:
+            return [None] * len(positions)
+        values, words = self._column(name)
         if words is not None:
             return [words[value] if (value := values[at]) >= 0 else None for at in positions]
         return [None if (value := values[at]) == NO_INTEGER or value != value else value for at in positions]
+
+    def numbers(self, name: str, positions: Sequence[int]) -> list[float | int]:
+        """The numbers under this name that these cells have at all."""
+        values, words = self._column(name) if name in self.names else ((), ())
+        if words is not None:
+            return []
+        return [value for at in positions if (value := values[at]) != NO_INTEGER and value == value]
+
+    def _column(self, name: str) -> tuple[memoryview, list | None]:
+        if name not in self._columns:
+            self._columns[name] = _decoded(self._figures[name])
+        return self._columns[name]
 
     def figures(self, positions: Sequence[int], beginnings: tuple[str, ...]) -> pa.Table:
         """A row for each of these cells, in this order, a column for each figure that any of them has, sorted by name.

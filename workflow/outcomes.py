@@ -89,7 +89,7 @@ def figures(found: Sequence[Outcome], *path: str) -> list[float | None]:
 
 def known(found: Sequence[Outcome], *path: str) -> list[float]:
     """The figures that are there at all."""
-    return [value for value in figures(found, *path) if value is not None]
+    return found[0].readings.numbers(".".join(path), [outcome.position for outcome in found]) if found else []
 
 
 @lru_cache(maxsize=8)
