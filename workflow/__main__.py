@@ -156,9 +156,11 @@ def check(options: argparse.Namespace) -> int:
     if not options.file.is_file():
         mend = "give the path of a method file, methods/<family>/<name>.py"
         raise AtlasError("no such file", file=options.file, mend=mend)
-    from workflow import conformance
+    from workflow import conformance, verdicts
 
-    return conformance.check(options.file, options.verbose)
+    verdict = conformance.check(options.file, options.verbose)
+    print(f"verdict: {verdicts.write(verdict)}")
+    return int(not verdict.conforms)
 
 
 def count(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
@@ -29,11 +30,12 @@ from methods.base import Count, Method
 from models.backbone import Backbone
 from models.batch import Batch
 from models.shape import BackboneShape
-from workflow import measure, registry, settings, toy
+from workflow import measure, registry, settings, toy, verdicts
 from workflow.data import Encoded
 from workflow.grid import BASE_RECIPE
 from workflow.registry import ROOT, MethodInfo
 from workflow.train import Training, task_loss
+from workflow.verdicts import Verdict
 
 KINDS = ("encoder", "decoder", "encoder_decoder", "vision")
 TOLERANCE = 1e-4  # of outputs in fp32, relative to the largest
@@ -1023,10 +1025,11 @@ def _refused(case: Case) -> str | None:
         return None
 
 
-def check(path: Path, verbose: bool = False) -> int:
-    """Run every rule on one method file, print a line a rule and a verdict; 0 if the method conforms, else 1.
+def check(path: Path, verbose: bool = False) -> Verdict:
+    """Run every rule on one method file, print a line a rule and what is to be said of the whole.
 
-    Raises AtlasError if the file cannot be imported.
+    A rule counts as passed that holds on the networks it applies to, as skipped where it applies to none. Raises
+    AtlasError if the file cannot be imported.
     """
     torch.set_num_threads(1)
     info = registry.read_method(Path(path).resolve())
@@ -1038,21 +1041,28 @@ def check(path: Path, verbose: bool = False) -> int:
     models = [model for model in toy.MODELS if model not in refused]
     if not models:
         print("does not conform: it supports none of the tiny networks")
-        return 1
+        return verdicts.made(info, 0, 0, ["it supports none of the tiny networks"])
     _other_process()
-    failed = 0
+    failed, statuses = [], Counter()
     for results in run(info, models):
-        failed += any(result.status == "FAILED" for result in results)
+        statuses[_status(results)] += 1
+        if texts := dict.fromkeys(r.text for r in results if r.status == "FAILED"):
+            failed.append(f"{results[0].rule.number} {results[0].rule.name}: {'; '.join(texts)}")
         for line in _lines(results, verbose):
             print(line, flush=True)
-    print(f"does not conform: {failed} of {len(RULES)} checks failed" if failed else "conforms")
-    return int(failed > 0)
+    print(f"does not conform: {len(failed)} of {len(RULES)} checks failed" if failed else "conforms")
+    return verdicts.made(info, statuses["ok"], statuses["skipped"], failed)
+
+
+def _status(results: list[Result]) -> str:
+    """Of a rule, over its networks."""
+    states = {result.status for result in results}
+    return next(status for status in ("FAILED", "ok", "skipped") if status in states)
 
 
 def _lines(results: list[Result], verbose: bool) -> Iterator[str]:
     """One line for the rule, then one for each failure (verbose: also for each note), with its networks."""
-    checked, states = results[0].rule, {result.status for result in results}
-    status = next(s for s in ("FAILED", "ok", "skipped") if s in states)
+    checked, status = results[0].rule, _status(results)
     skipped = {result.text: None for result in results if result.status == "skipped"}
     reason = "; ".join(skipped) if status == "skipped" else ""
     seconds = sum(result.seconds for result in results)

@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from workflow import registry
+from workflow import registry, verdicts
 from workflow.outcomes import Place, Row, Study
 from workflow.registry import MethodInfo
 from workflow.source import Unknown
@@ -23,7 +24,17 @@ MODEL = ("name", "title", "family", "kind", "architecture", "parameters", "sourc
 def methods(study: Study, grid: Any) -> list[dict]:
     """Facts of every row of the tables, in their order."""
     known = registry.methods(grid.plugins)
-    return [method(row, known.get(row.method)) for row in study.rows]
+    found = [(row, known.get(row.method)) for row in study.rows]
+    return [method(row, info) | ({"conformance": conformance(info, study.root)} if info else {}) for row, info in found]
+
+
+def conformance(info: MethodInfo, root: Path) -> dict | None:
+    """What the checks last said of a plugin, and what has changed since; None where they have not run in this copy."""
+    verdict = verdicts.read(info.name, root)
+    if verdict is None:
+        return None
+    facts = {name: getattr(verdict, name) for name in ("date", "passed", "skipped", "failed")}
+    return facts | {"outdated": verdicts.outdated(verdict, info)}
 
 
 def method(row: Row, info: MethodInfo | None) -> dict:

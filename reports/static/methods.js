@@ -213,8 +213,27 @@ function small(caption, heads, rows) {
 
 function conformanceOf(method) {
   if (!method.file) return [el("p", {}, "There is no plugin to check.")];
+  const verdict = method.conformance;
   return [
-    el("p", {}, "Results carry no verdict. This runs the conformance tests on the plugin as it is now:"),
-    ...command(`python -m workflow check ${method.file}`),
+    el("p", { class: "conformance" }, ...(verdict ? verdictOf(verdict) : ["Not run here. This runs the checks:"])),
+    verdict?.failed.length ? el("ul", {}, ...verdict.failed.map((line) => el("li", {}, line))) : "",
+    ...command(`python -m workflow check ${quoted(method.file)}`),
   ];
 }
+
+function verdictOf({ date, passed, skipped, failed, outdated }) {
+  const counts = [
+    failed.length && `failed ${checks(failed.length)}`,
+    `passed ${checks(passed)}`,
+    skipped && `${skipped} not applicable`,
+  ];
+  const said = `${counts.filter(Boolean).join(", ")} on ${date}`;
+  return outdated
+    ? [el("b", { class: "alert" }, "Stale"), `: ${outdated} since it ${said}. This runs the checks again:`]
+    : [
+        el("b", { class: failed.length ? "alert" : "good" }, failed.length ? "Does not conform" : "Conforms"),
+        `: ${said} (plugin file and checks unchanged since). This runs them again:`,
+      ];
+}
+
+const checks = (number) => `${number} check${number === 1 ? "" : "s"}`;

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from tests.workflow.studies import PROVENANCE, failed, result, store
+from workflow import registry, verdicts
 from workflow import report_links as links
 from workflow.cells import Cell
 from workflow.grid import Grid, load
@@ -22,6 +24,7 @@ METHODS = {"head": 0.74, "full": 0.93, "lora": 0.91, "houlsby": 0.90, "ia3": 0.8
 TRAINED = {"head": 0, "full": 100_000, "lora": 1_000, "houlsby": 4_000, "ia3": 150, "bitfit": 300, HOSTILE: 77}
 HARDER = {"sst2": 0.0, "mrpc": 0.1, "rte": 0.2}  # by how much the accuracies above are lower
 SEEDS = {"lora": (0.912, 0.921, 0.905), "houlsby": (0.899, 0.914, 0.893)}  # accuracies on SST-2
+CHECKED = {"lora": [], "bitfit": [], "ia3": ["3.1 count: expected 2, found 1", "8.1 merge: " + EVIL["reason"]]}
 PAIRED = {"both": 300, "lora": 31, "houlsby": 12, "neither": 57}  # who is right on how many examples of RTE
 GRID = {
     "title": EVIL["title"],
@@ -40,7 +43,8 @@ def write(root: Path) -> Grid:
     """Store results below `root` and return their grid, which lies there too.
 
     SST-2 has three seeds of LoRA and Houlsby, RTE one seed with predictions, MRPC one seed without. Of the method with
-    the hostile label, SST-2 is ok, RTE has run out of memory, and MRPC has not run.
+    the hostile label, SST-2 is ok, RTE has run out of memory, and MRPC has not run. LoRA conforms, IA3 does not, the
+    verdict on BitFit is of another file, and there is none on the others.
     """
     path = root / "config" / "study.yaml"
     path.parent.mkdir(parents=True)
@@ -55,6 +59,10 @@ def write(root: Path) -> Grid:
     predict(root, hostile, np.ones(3, bool), EVIL["prediction"])
     for method, right in answers().items():
         predict(root, of(grid, method, "rte"), right)
+    for method, broken in CHECKED.items():
+        verdicts.write(verdicts.made(registry.methods()[method], 21 - len(broken), 2, broken), root)
+    old = verdicts.read("bitfit", root)
+    verdicts.write(replace(old, file=old.checks), root)
     return grid
 
 
@@ -93,7 +101,7 @@ def predict(root: Path, cell: Cell, right: np.ndarray, text: str = "fine") -> No
 
 def pages(grid: Grid) -> list[str]:
     """A route of every kind of page, and every page with a hostile string."""
-    rows = [links.method(label) for label in ("lora", "head", EVIL["label"])]
+    rows = [links.method(label) for label in ("lora", "head", "ia3", EVIL["label"])]
     compared = [links.compare("lora", "houlsby"), links.compare("lora", EVIL["label"])]
     shown = [of(grid, "lora", "sst2"), *(of(grid, HOSTILE, task) for task in HARDER)]
     places = [links.task("glue", "sst2"), links.model("minilm-l6"), links.cells(), links.cells("oom")]

@@ -1,8 +1,11 @@
 """What a reader does: sort, filter, choose columns, follow links, download, and all of it from the keyboard."""
 
+import pytest
+
 from tests.browser import made_up
 from tests.browser.conftest import until
 from workflow import report_links as links
+from workflow import verdicts
 
 SCORES = "#table-accuracy-1"
 SUMMARY = "#table-summary-1"
@@ -105,6 +108,25 @@ def test_from_a_table_to_a_method_a_cell_and_back(site, study):
     page.go_back()
     page.locator("#index").wait_for()
     assert page.title() == titles[0] and not page.locator("#page").is_visible()
+
+
+@pytest.mark.parametrize(
+    "label, says",
+    [
+        ("lora", "Conforms: passed 21 checks, 2 not applicable on {} (plugin file and checks unchanged since)."),
+        ("ia3", "Does not conform: failed 2 checks, passed 19 checks, 2 not applicable on {} (plugin file"),
+        ("bitfit", "Stale: the plugin file has changed since it passed 21 checks, 2 not applicable on {}."),
+        ("houlsby", "Not run here."),
+    ],
+)
+def test_the_page_of_a_method_says_whether_it_conforms(site, study, label, says):
+    page = site.go(links.method(label))
+    said = page.locator("#page p.conformance").inner_text()
+    date = verdicts.read("lora", study.root).date
+    assert said.startswith(says.format(date)), said
+    assert page.locator("pre.command", has_text="python -m workflow check methods/").count() == 1
+    if label == "ia3":
+        assert "3.1 count: expected 2, found 1" in page.locator("#page").inner_text()
 
 
 def test_a_link_to_a_comparison_can_be_opened_by_itself(site):

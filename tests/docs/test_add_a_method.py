@@ -13,7 +13,9 @@ def test_the_example_conforms_and_is_short(tmp_path, capsys, monkeypatch):
     path = tmp_path / "frozen_a.py"
     path.write_text(code)
     monkeypatch.setattr(conformance.toy, "MODELS", ("tiny-bert", "tiny-llama", "tiny-vit"))
-    assert conformance.check(path) == 0, capsys.readouterr().out
+    verdict = conformance.check(path)
+    assert verdict.conforms, capsys.readouterr().out
+    assert verdict.passed + verdict.skipped == len(conformance.RULES)
     assert 20 <= len(code.splitlines()) <= 60
 
 

@@ -75,11 +75,14 @@ def test_the_verdict_of_a_file_outside_the_project(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(conformance.toy, "MODELS", ("tiny-bert",))
     path = tmp_path / "mine.py"
     path.write_text(PARALLEL)
-    assert conformance.check(path) == 0
+    verdict = conformance.check(path)
+    assert verdict.conforms and verdict.passed + verdict.skipped == len(RULES)
     assert capsys.readouterr().out.splitlines()[-1] == "conforms"
     path = tmp_path / "other.py"
     path.write_text(PARALLEL.replace("2 * 8 * b.width + 8", "2 * 8 * b.width"))
-    assert conformance.check(path) == 1
+    verdict = conformance.check(path)
+    assert not verdict.conforms and verdict.failed[0].startswith("3.1 count: expected ") and len(verdict.failed) == 4
+    assert verdict.passed + verdict.skipped == len(RULES) - 4
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"does not conform: 4 of {len(RULES)} checks failed"
     assert any(line.startswith("3.1   count ") and "FAILED" in line for line in lines)
