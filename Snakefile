@@ -19,7 +19,7 @@ NEEDS = entry.Needs(GRID)
 PACKS = pack.packs(GRID)
 if workflow.is_main_process:
     entry.set_aside_damaged(GRID)
-    pack.drop_stale(GRID, PACKS)
+    pack.update_markers(GRID, PACKS)
 AWAITED = pack.awaited(GRID, PACKS)
 ON_GPU = bool({"gpu", "gpu_mb"} & GRID.resources.keys())
 GPU = scheduler.gpus(

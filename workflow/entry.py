@@ -95,15 +95,15 @@ def settle(paths: Iterable[str | Path]) -> None:
 
 
 def outdate(products: Iterable[str | Path]) -> None:
-    """Give products from the future the time of the epoch, so that Snakemake makes them again.
+    """Give products from the future a time of long ago, so that Snakemake makes them again if their inputs changed.
 
-    Whether results that have come since are in them, their times cannot tell any more.
+    Whether results that have come since are in them, times cannot tell.
     """
     now = time.time()
     for path in products:
         with contextlib.suppress(FileNotFoundError):
             if os.stat(path).st_mtime > now:
-                os.utime(path, (0, 0))
+                os.utime(path, (1, 1))  # Snakemake takes 0 for no time at all
 
 
 def lost(awaited: list[str], made: Iterable[str]) -> list[str]:

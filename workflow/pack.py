@@ -51,39 +51,47 @@ def marker(grid: Grid, name: str) -> Path:
     return Path("results", grid.name, "packs", f"{name}.json")
 
 
-def drop_stale(grid: Grid, found: dict[str, tuple[Cell, ...]]) -> None:
-    """Remove markers of packs of which a result is gone, or newer since another run has made it again.
-
-    The workflow then runs such a pack, which makes what is missing, and the tables that wait for its marker.
-    """
+def update_markers(grid: Grid, found: dict[str, tuple[Cell, ...]]) -> None:
+    """Remove markers of packs of which a result is gone, so that the workflow runs them again, and write anew those
+    that are older than a result, which another run made again, so that tables follow it."""
     for name, cells in found.items():
         path = marker(grid, name)
-        if path.exists() and not _holds(path, cells):
+        if not path.exists():
+            continue
+        try:
+            newest = max(map(_mtime_ns, cells))
+        except FileNotFoundError:
             path.unlink(missing_ok=True)
+        else:
+            if newest > path.stat().st_mtime_ns:
+                _mark(path, cells)
 
 
-def _holds(path: Path, cells: tuple[Cell, ...]) -> bool:
-    """Whether every cell still has the result that it had when the marker was written."""
-    try:
-        written = path.stat().st_mtime_ns
-        return all(cell.path.stat().st_mtime_ns <= written for cell in cells)
-    except FileNotFoundError:
-        return False
+def _mark(path: Path, cells: tuple[Cell, ...]) -> None:
+    """Write a marker. Snakemake takes a newer one with the same words for the old one, so it says which results it is
+    about."""
+    found = {str(cell.path): {"status": results.state(cell), "mtime_ns": _mtime_ns(cell)} for cell in cells}
+    with replaced(path) as new:
+        new.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _mtime_ns(cell: Cell) -> int:
+    return cell.path.stat().st_mtime_ns
 
 
 def awaited(grid: Grid, found: dict[str, tuple[Cell, ...]]) -> list[str]:
     """The files that the tables wait for: a marker of each pack, a result of each other cell."""
-    packed = {cell.grid_key for cells in found.values() for cell in cells}
-    alone = [str(cell.path) for cell in grid.cells if cell.grid_key not in packed]
+    packed = {cell.path for cells in found.values() for cell in cells}
+    alone = [str(cell.path) for cell in grid.cells if cell.path not in packed]
     return alone + [str(marker(grid, name)) for name in found]
 
 
 def needs(cells: tuple[Cell, ...], each: dict[str, dict[str, int]]) -> dict[str, int]:
     """What the job of a pack asks for: the most that one of its cells needs, and the time of all.
 
-    each: needs by the cell's config key. Every cell's own time has an allowance for its start, which a pack has once.
+    each: needs by configuration. Every cell's own time has an allowance for its start, which a pack has once.
     """
-    own = [each[cell.config_key] for cell in cells]
+    own = [each[cell.configuration] for cell in cells]
     most = {name: max(need[name] for need in own) for name in own[0]}
     return most | {"runtime": BASE_MINUTES + sum(max(MINUTES, need["runtime"] - BASE_MINUTES) for need in own)}
 
@@ -110,8 +118,7 @@ def run(grid: Grid, name: str, out: Path | None = None, data_root: Path | None =
         _note(begun, each.grid_key)
         cell.once(grid, each, data_root=data_root, threads=threads, kept=kept)
     begun.unlink(missing_ok=True)
-    with replaced(out) as path:
-        path.write_text(json.dumps({str(each.path): results.state(each) for each in cells}, indent=1) + "\n")
+    _mark(out, cells)
 
 
 def _note(path: Path, key: str) -> None:

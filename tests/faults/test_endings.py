@@ -1,6 +1,5 @@
 """Cells that cannot end well end with a status, and nothing that is done beside them is lost."""
 
-import os
 import resource
 import signal
 from pathlib import Path
@@ -189,13 +188,3 @@ def test_a_full_disk_stops_the_job_with_a_word_and_costs_nothing_that_is_finishe
     second = snakemake(tmp_path, "tables")
     assert second.ended() == 0, second.output
     assert lora.path.read_bytes() == finished and results.state(full) == "ok"
-
-    table = tmp_path / "results/grid/tables/cells.csv"
-    before = table.read_bytes()
-    os.utime(lora.path)
-    room = len(before) - 1
-    third = snakemake(tmp_path, "tables", limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
-    assert third.ended() != 0 and "mend: free some space" in third.output, third.output
-    assert table.read_bytes() == before
-    fourth = snakemake(tmp_path, "tables", "--dry-run")
-    assert fourth.ended() == 0 and "rule tables" in fourth.output, fourth.output

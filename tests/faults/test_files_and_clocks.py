@@ -11,7 +11,7 @@ import pytest
 from tests.faults.runs import snakemake, study
 from tests.workflow import projects
 from workflow import cell as cells
-from workflow import entry, results
+from workflow import entry, index, results
 
 
 def planned(output):
@@ -49,12 +49,13 @@ def test_what_is_finished_stays_and_what_is_cut_short_is_made_again(tmp_path, mo
     assert third.ended() == 0 and "Nothing to be done" in third.output, third.output
 
 
-def test_times_in_a_result_are_not_by_the_clock_of_the_day(tmp_path, monkeypatch, capsys):
-    """It is set back by an hour whenever somebody looks at it."""
+@pytest.mark.parametrize("jump", [-3600, 3600])
+def test_times_in_a_result_are_not_by_the_clock_of_the_day(tmp_path, monkeypatch, capsys, jump):
+    """It is set back or ahead by an hour whenever somebody looks at it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ATLAS_RUN", "2000000000 0")
     grid = study(tmp_path, ["lora", "head"])
-    clock = itertools.count(2_000_000_000 - 3600, -3600)
+    clock = itertools.count(2_000_000_000 + jump, jump)
     monkeypatch.setattr(time, "time", lambda: next(clock))
     began = time.perf_counter()
     assert cells.main(grid, grid.cells[0]) == "ok"
@@ -62,7 +63,7 @@ def test_times_in_a_result_are_not_by_the_clock_of_the_day(tmp_path, monkeypatch
     found = results.read(grid.cells[0].path)["time"]
     assert all(0 <= found[name] <= took for name in ("load", "data", "train", "test", "total"))
     assert found["total"] == pytest.approx(took, rel=0.2)
-    assert "1 of 2 cells done" in (said := capsys.readouterr().err) and "left" not in said
+    assert "1 of 2 cells done" in (said := capsys.readouterr().err) and ("left" in said) == (jump > 0)
 
 
 def test_files_from_the_future_get_the_time_of_now(tmp_path):
@@ -73,3 +74,34 @@ def test_files_from_the_future_get_the_time_of_now(tmp_path):
     entry.settle([past, future, tmp_path / "missing"])
     assert past.stat().st_mtime == 1e9
     assert time.time() - 60 < future.stat().st_mtime <= time.time()
+
+
+def test_tables_from_the_future_follow_results_that_have_changed_since(tmp_path, monkeypatch):
+    """They were made when the clock was ahead: a result that comes when it is right again looks older."""
+    monkeypatch.chdir(tmp_path)
+    grid = study(tmp_path, ["head"])
+    projects.store(grid.cells[0], tmp_path)
+    first = snakemake(tmp_path, "tables")
+    assert first.ended() == 0, first.output
+    tomorrow = time.time() + 86400
+    for path in (tmp_path / "results/grid/tables").iterdir():
+        os.utime(path, (tomorrow, tomorrow))
+    projects.store(grid.cells[0], tmp_path, "oom")
+    second = snakemake(tmp_path, "tables", "--dry-run")
+    assert second.ended() == 0 and "results/grid/logs/tables.log" in second.output, second.output
+
+
+def test_results_that_were_read_are_not_opened_again_to_look_for_damage(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(index, "SETTLED_NS", -(10**9))
+    grid = study(tmp_path, ["head", "lora", "ia3"])
+    read, cut, new = (projects.store(cell, tmp_path) for cell in grid.cells)
+    new.unlink()
+    index.read(grid.cells)
+    projects.store(grid.cells[2], tmp_path)
+    cut.write_bytes(cut.read_bytes()[:-30])
+    looked_at, is_cut_short = [], results.is_cut_short
+    monkeypatch.setattr(results, "is_cut_short", lambda path: looked_at.append(path) or is_cut_short(path))
+    entry.set_aside_damaged(grid)
+    assert looked_at == [grid.cells[1].path, grid.cells[2].path]
+    assert read.exists() and new.exists() and not cut.exists()

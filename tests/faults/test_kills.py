@@ -54,25 +54,25 @@ def test_a_run_that_is_killed_with_its_jobs_goes_on_by_the_same_command(tmp_path
 
 
 def test_runs_that_want_the_same_cell_share_it_also_with_one_that_was_killed(tmp_path, monkeypatch):
-    """kill -9 of Snakemake alone leaves its job running. The same command and another grid with the same cell wait."""
+    """kill -9 of Snakemake alone leaves its job running. The same command, given twice, and another grid with the same
+    cell wait."""
     monkeypatch.chdir(tmp_path)
     (cell,) = study(tmp_path, ["gate"], {"gate": GATE}).cells
     other = study(tmp_path, ["gate", "head"], file="other.yaml")
     begun = tmp_path / "begun"
 
-    killed = snakemake(tmp_path, cell.path)
+    killed = snakemake(tmp_path, "tables")
     killed.wait_until(begun.exists, "the cell's start")
     killed.process.kill()
     killed.process.wait()
 
-    again, beside = (
-        snakemake(tmp_path, cell.path),
-        snakemake(tmp_path, *(c.path for c in other.cells), grid="other.yaml"),
-    )
-    for run in (again, beside):
+    runs = [snakemake(tmp_path, "tables") for _ in range(2)]
+    runs.append(snakemake(tmp_path, *(c.path for c in other.cells), grid="other.yaml"))
+    for run in runs:
         run.wait_until(lambda run=run: "waits for process" in run.output, "word of the one who runs it")
     (tmp_path / "go").touch()
-    assert [again.ended(), beside.ended()] == [0, 0], again.output + beside.output
+    assert [run.ended() for run in runs] == [0, 0, 0], "\n".join(run.output for run in runs)
     assert begun.read_text() == "once more", "it was trained once"
     assert [results.state(each) for each in other.cells] == ["ok", "ok"]
+    assert (tmp_path / "results/grid/tables/cells.csv").read_text().count(",ok,") == 1
     assert not cell.state_dir.exists()

@@ -1,5 +1,6 @@
 """Packed cells give what they give alone, fail alone, and are never lost or run twice."""
 
+import json
 import os
 import re
 from collections import Counter
@@ -119,7 +120,7 @@ def test_only_what_is_missing_or_damaged_runs_again(study):
     whole = [numbers(cell.path) for cell in grid.cells]
     damaged.write_text(damaged.read_text()[:100])
     lost.unlink()
-    pack.drop_stale(grid, pack.packs(grid))
+    pack.update_markers(grid, pack.packs(grid))
     assert not pack.marker(grid, name).exists(), "so that the workflow runs it again"
     pack.run(grid, name)
     assert kept.stat().st_mtime_ns == before
@@ -130,8 +131,29 @@ def test_the_marker_stays_while_all_results_are_there(study):
     grid = study(methods=["head"])
     (name,) = pack.packs(grid)
     pack.run(grid, name)
-    pack.drop_stale(grid, pack.packs(grid))
+    pack.update_markers(grid, pack.packs(grid))
     assert pack.marker(grid, name).exists()
+
+
+def test_a_marker_follows_a_result_that_another_run_has_made_again(study, tmp_path):
+    grid = study(methods=["head", "lora"])
+    (name,), (_, again) = pack.packs(grid), grid.cells
+    for cell in grid.cells:
+        projects.store(cell, tmp_path)
+    path = projects.write(tmp_path, str(pack.marker(grid, name)), "{}")
+    os.utime(path, ns=(0, again.path.stat().st_mtime_ns + 1))
+    pack.update_markers(grid, pack.packs(grid))
+    assert path.read_text() == "{}"
+    before = path.stat().st_mtime_ns
+    projects.store(again, tmp_path, "timeout")
+    os.utime(again.path, ns=(0, before + 1))
+    pack.update_markers(grid, pack.packs(grid))
+    assert path.stat().st_mtime_ns > before
+    found = json.loads(path.read_text())
+    assert [found[str(cell.path)]["status"] for cell in grid.cells] == ["ok", "timeout"]
+    os.utime(again.path, ns=(0, path.stat().st_mtime_ns + 1))
+    pack.update_markers(grid, pack.packs(grid))
+    assert json.loads(path.read_text()) != found, "Snakemake compares what files say, too"
 
 
 def test_a_cell_that_killed_its_job_comes_last(study, monkeypatch):
@@ -193,8 +215,8 @@ def test_a_pack_asks_for_the_most_memory_and_the_time_of_all(study):
     grid = study(methods=["head", "lora"])
     (part,) = pack.packs(grid).values()
     each = {
-        part[0].config_key: {"mem_mb": 900, "runtime": 90},
-        part[1].config_key: {"mem_mb": 2000, "runtime": 61},
+        part[0].configuration: {"mem_mb": 900, "runtime": 90},
+        part[1].configuration: {"mem_mb": 2000, "runtime": 61},
     }
     assert pack.needs(part, each) == {"mem_mb": 2000, "runtime": 60 + 30 + 5}
 

@@ -20,6 +20,8 @@ def test_the_scheduler_is_named_only_inside_one(monkeypatch):
     assert "scheduler" not in provenance.collect(torch.device("cpu"), 1)
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     assert provenance.collect(torch.device("cpu"), 1)["scheduler"] == {"name": "slurm", "job_id": "42"}
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # of a job that was put back into the queue twice
+    assert provenance.collect(torch.device("cpu"), 1)["scheduler"]["restarts"] == "2"
 
 
 def test_times_are_utc_to_the_second():

@@ -4,30 +4,24 @@ report: "../../reports/captions/workflow.rst"
 
 TABLES = products.table_names(GRID)
 
-# `update`: Snakemake deletes other outputs before it makes them again, also from under another run on the same grid.
-
 
 rule tables:
     input:
         AWAITED,
     output:
-        update(
-            report(
-                f"{RESULTS}/tables/cells.csv",
-                caption="../../reports/captions/cells.rst",
-                category="Cells",
-                labels={"grid": GRID.name, "what": "one row a cell", "format": "CSV"},
-            )
+        report(
+            f"{RESULTS}/tables/cells.csv",
+            caption="../../reports/captions/cells.rst",
+            category="Cells",
+            labels={"grid": GRID.name, "what": "one row a cell", "format": "CSV"},
         ),
-        update(f"{RESULTS}/tables/summary.md"),
+        f"{RESULTS}/tables/summary.md",
         [
-            update(
-                report(
-                    f"{RESULTS}/tables/{name}.csv",
-                    caption=f"../../reports/captions/{name}.rst",
-                    category="Tables",
-                    labels={"grid": GRID.name, "table": name, "format": "CSV"},
-                )
+            report(
+                f"{RESULTS}/tables/{name}.csv",
+                caption=f"../../reports/captions/{name}.rst",
+                category="Tables",
+                labels={"grid": GRID.name, "table": name, "format": "CSV"},
             )
             for name in TABLES
         ],
@@ -43,17 +37,11 @@ rule report:
     input:
         rules.tables.output,
     output:
-        update(
-            report(
-                f"{RESULTS}/report/index.html",
-                caption="../../reports/captions/report.rst",
-                category="Report",
-                labels={
-                    "grid": GRID.name,
-                    "what": "the whole report",
-                    "format": "HTML",
-                },
-            )
+        report(
+            f"{RESULTS}/report/index.html",
+            caption="../../reports/captions/report.rst",
+            category="Report",
+            labels={"grid": GRID.name, "what": "the whole report", "format": "HTML"},
         ),
     log:
         f"{RESULTS}/logs/report.log",
