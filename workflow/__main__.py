@@ -249,7 +249,7 @@ def pack(options: argparse.Namespace) -> None:
 
 
 def _switch_hub_off() -> None:
-    """Cells read weights and data from this machine only, unless ATLAS_ONLINE is set.
+    """Cells and reports read weights and data from this machine only, unless ATLAS_ONLINE is set.
 
     The clients of the hub read these variables when they are imported, so this comes before anything else.
     """
@@ -293,6 +293,7 @@ def tables(options: argparse.Namespace) -> None:
 
 @_uncollected()
 def report(options: argparse.Namespace) -> None:
+    _switch_hub_off()
     from workflow import entry, report
 
     grid = _grid(options)

@@ -329,7 +329,8 @@ def distinct(values: Iterable) -> tuple[str, ...]:
     if len(counts) <= 1:
         return tuple(counts)
     return tuple(
-        f"{value} ({count} cells)" for value, count in sorted(counts.items(), key=lambda item: (-item[1], item))
+        f"{value} ({counted(count, 'cell')})"
+        for value, count in sorted(counts.items(), key=lambda item: (-item[1], item))
     )
 
 

@@ -7,7 +7,8 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from workflow.index import NOT_FIGURES
@@ -233,14 +234,17 @@ class Predictions:
             return True
         return part == self.facts.headline if self.facts.headline != "mean" else part not in self.facts.contaminated
 
-    def sample(self) -> dict:
-        """The first examples that are wrong and the first that are right, with classes by name and texts cut."""
+    def sample(self, inputs: Callable[[Any], dict[str, str]]) -> dict:
+        """The first examples that are wrong and the first that are right, with classes by name and texts cut.
+
+        inputs: the input of the example with an id, by column, as far as it is known.
+        """
         if self.table is None:
             return {}
         names = [name for name in self.table.column_names if name not in ("prediction_selected", "prediction_last")]
         chosen = sorted(self._chosen())
         rows = self.table.select([*names, self.column]).take(chosen).to_pylist()
-        return {"of": len(self.table), "rows": [self._example(row) for row in rows]}
+        return {"of": len(self.table), "rows": [self._example(row, inputs(row["id"])) for row in rows]}
 
     def _chosen(self) -> Iterator[int]:
         if not self.scored:
@@ -255,9 +259,10 @@ class Predictions:
             if not any(left.values()):
                 return
 
-    def _example(self, row: Mapping) -> dict:
+    def _example(self, row: Mapping, inputs: dict[str, str]) -> dict:
         shown = {
             "id": row["id"],
+            **{name: text for name, text in inputs.items() if name not in row},
             "reference": self._answer(row["reference"]),
             "prediction": self._answer(row[self.column]),
         }
@@ -289,8 +294,16 @@ def tidy(value: Any) -> Any:
     return [tidy(item) for item in value] if kind is list or kind is tuple else value
 
 
-def details(study: Study, cells: Iterable[tuple[Row, Place, Outcome]], parts: Iterable[str]) -> dict[str, list[dict]]:
-    """The parts asked for (of `figures`, `right`, `curves` and `predictions`) of these cells."""
+def details(
+    study: Study,
+    cells: Iterable[tuple[Row, Place, Outcome]],
+    parts: Iterable[str],
+    inputs: Callable[[Outcome, Any], dict[str, str]],
+) -> dict[str, list[dict]]:
+    """The parts asked for (of `figures`, `right`, `curves` and `predictions`) of these cells.
+
+    inputs: the texts of a cell's test example with an id, by column, as far as they are known.
+    """
     found: dict[str, list[dict]] = {part: [] for part in parts}
     for _, place, outcome in cells:
         stored = Predictions(study, place, outcome) if {"right", "predictions"} & set(found) else None
@@ -298,7 +311,7 @@ def details(study: Study, cells: Iterable[tuple[Row, Place, Outcome]], parts: It
             "figures": lambda outcome=outcome: figures_of(outcome),
             "curves": lambda outcome=outcome: curves_of(outcome),
             "right": lambda stored=stored: stored.right(),
-            "predictions": lambda stored=stored: stored.sample(),
+            "predictions": lambda stored=stored, outcome=outcome: stored.sample(partial(inputs, outcome)),
         }
         for part, values in found.items():
             values.append(made[part]())

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workflow import report_cells, report_facts
-from workflow.outcomes import CONTROLS, Outcome, Place, Row, Study
+from workflow.outcomes import CONTROLS, Outcome, Place, Row
+from workflow.report_texts import Texts
 from workflow.standing import BASELINES, Standing
 from workflow.tables import Tables
 
@@ -84,16 +85,17 @@ def blocks(built: Tables, room: int = ROOM) -> list[Block]:
     study = built.study
     cells = report_cells.listed(study)
     columns = packed("atlas-cells", {}, report_cells.columns(study, cells))
-    kept, lost = fitting(study, cells, room - columns.size)
+    kept, lost = fitting(built, cells, room - columns.size)
     return [packed_plain("atlas-data", document(built, cells, lost)), columns, *kept]
 
 
-def fitting(study: Study, cells: list[tuple[Row, Place, Outcome]], room: int) -> tuple[list[Block], list[str]]:
+def fitting(built: Tables, cells: list[tuple[Row, Place, Outcome]], room: int) -> tuple[list[Block], list[str]]:
     """The details that fit, and the parts that do not."""
+    inputs = Texts(built.grid.data_root).of
     parts = list(PARTS) if room > LEAST * len(cells) else []
     made: dict[str, list[Block]] = {part: [] for part in parts}
     for start in range(0, len(cells), BLOCK):
-        for part, values in report_cells.details(study, cells[start : start + BLOCK], parts).items():
+        for part, values in report_cells.details(built.study, cells[start : start + BLOCK], parts, inputs).items():
             attributes = {"class": "atlas-block", "data-part": part, "data-from": str(start)}
             if any(values):
                 made[part].append(packed(f"atlas-{part}-{start}", attributes, values))

@@ -16,6 +16,7 @@ const PAGES = {
 };
 
 addEventListener("hashchange", show);
+document.querySelector(".skip").addEventListener("click", skip);
 if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", show);
 else show();
 
@@ -53,6 +54,14 @@ async function show() {
   content.ready?.();
   scrollTo({ top: 0, behavior: "instant" });
   title.focus({ preventScroll: true });
+}
+
+// The link that leads past the head leads into the page that is shown, not back to the index.
+function skip(event) {
+  const title = document.querySelector("#page:not([hidden]) h1");
+  if (!title) return;
+  event.preventDefault();
+  title.focus();
 }
 
 function leave(index, page) {

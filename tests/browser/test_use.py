@@ -198,6 +198,19 @@ def test_the_tab_key_reaches_everything_and_shows_where_it_is(site):
     assert {"SELECT", "SUMMARY", "INPUT", "SPAN"} <= {name.split()[0] for name in reached}, sorted(reached)
 
 
+def test_the_link_past_the_head_stays_on_the_page(site):
+    page = site.go(links.method("lora"))
+    page.locator("#page h1", has_text="lora").wait_for()
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.matches('#page h1')") and page.url.endswith(links.method("lora"))
+    page.evaluate("location.hash = ''")
+    page.locator("#index").wait_for()
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#index") and page.locator("#index").is_visible()
+
+
 def test_a_head_sorts_and_the_theme_turns_by_keys(site):
     page = site.go()
     shown(page)

@@ -276,9 +276,9 @@ def test_provenance_gives_distinct_values(demo):
     chapters = {
         title: {f.name: f.values for f in facts} for title, facts in report.provenance(tables.build(*demo).study)
     }
-    assert chapters["Machines"]["host"] == ("node1 (4 cells)", "node2 (1 cells)")
+    assert chapters["Machines"]["host"] == ("node1 (4 cells)", "node2 (1 cell)")
     assert chapters["Machines"]["device"] == ("cpu",)
-    assert chapters["Code"]["git commit"][1] == f"{'f' * 40}, with uncommitted changes (1 cells)"
+    assert chapters["Code"]["git commit"][1] == f"{'f' * 40}, with uncommitted changes (1 cell)"
     assert chapters["Software"]["torch"] == ("2.13.0",)
     assert chapters["Data"] == {"demo_glue/sst2": ("dddddddddddddddd from made from a seed",)}
 
