@@ -23,7 +23,12 @@ if workflow.is_main_process:
 AWAITED = pack.awaited(GRID, PACKS)
 ON_GPU = bool({"gpu", "gpu_mb"} & GRID.resources.keys())
 GPU = scheduler.gpus(
-    config, (lambda wildcards: NEEDS[wildcards.key]["gpu"]) if ON_GPU else None
+    config,
+    (
+        (lambda wildcards: NEEDS[f"{wildcards.place}-{wildcards.key}"]["gpu"])
+        if ON_GPU
+        else None
+    ),
 )
 SITE = scheduler.named(config)
 

@@ -68,13 +68,22 @@ class Cell:
 
     @property
     def grid_key(self) -> str:
-        """The key by which a grid knows the cell, CONFIG_KEY/SEED."""
+        """CONFIG_KEY/SEED, which nearly always is enough to tell the cell from every other of a grid."""
         return f"{self.config_key}/{self.seed}"
 
     @property
     def start_key(self) -> str | None:
-        """The grid's key of the cell that this one continues from."""
+        """The `grid_key` of the cell that this one continues from."""
         return f"{self.start}/{self.seed}" if self.start else None
+
+    @property
+    def configuration(self) -> str:
+        """Where its seeds' results lie: `glue/sst2/minilm-l6/lora-1a2b3c4d`. No other of a grid has the same."""
+        return f"{self.suite}/{self.task}/{self.model}/{self.method}-{self.config_key}"
+
+    def same_numbers(self, other: Cell) -> bool:
+        """Whether everything that can change the number is the same, but for the seed."""
+        return self._digest == other._digest
 
     def with_seed(self, seed: int) -> Cell:
         """The same configuration with another seed; its digest is not taken again."""

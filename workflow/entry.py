@@ -34,13 +34,13 @@ def find(name: str) -> Path:
 
 
 class Needs(Mapping):
-    """mem_mb and runtime (minutes) of a first attempt, by the cell's config key; gpu where the grid says enough.
+    """mem_mb and runtime (minutes) of a first attempt, by the cell's configuration; gpu where the grid says enough.
 
     Worked out when asked for: a job reads the workflow anew and wants only its own.
     """
 
     def __init__(self, grid: Grid):
-        self.cells = {cell.config_key: cell for cell in grid.cells}
+        self.cells = {cell.configuration: cell for cell in grid.cells}
         self.entries, self.suites = registry.models(), registry.suites()
         self.methods = grid.methods
         self.gpu_mb = grid.resources.get("gpu_mb")
@@ -63,8 +63,8 @@ class Needs(Mapping):
 
 
 def starts(grid: Grid) -> dict[tuple[str, str], str]:
-    """The result that a cell's job waits for, by the cell's config key and seed, for cells that have one."""
-    return {(cell.config_key, str(cell.seed)): str(grid.cell(cell.start_key).path) for cell in grid.cells if cell.start}
+    """The result that a cell's job waits for, by the cell's configuration and seed, for cells that have one."""
+    return {(cell.configuration, str(cell.seed)): str(grid.start(cell).path) for cell in grid.cells if cell.start}
 
 
 def set_aside_damaged(grid: Grid) -> None:

@@ -40,6 +40,7 @@ UNSAID = {"compile": False, "quantize": None}  # options that are in a cell's re
 _REAL = ("lr", "head_lr", "weight_decay", "eps", "warmup", "epochs", "clip")
 MEASURES = ("accuracy", "parameters", "memory", "latency", "flops", "energy")
 RETRY = ("oom", "timeout")
+KEY_DIGITS = 8  # of a config key
 MOST_CELLS = 1_000_000
 TOO_MANY = "sweep over fewer values, or split the grid"
 
@@ -68,17 +69,35 @@ class Grid:
     methods: dict[str, MethodInfo] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
-    def _by_key(self) -> dict[str, Cell]:
-        return {cell.grid_key: cell for cell in self.cells}
+    def _by_key(self) -> dict[str, list[Cell]]:
+        """Cells by `grid_key`, which in a large grid two may share."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault(cell.grid_key, []).append(cell)
+        return found
 
     def cell(self, key: str) -> Cell:
-        """The cell with this key, written CONFIG_KEY/SEED (`1a2b3c4d/0`)."""
-        if key not in self._by_key:
+        """The cell with this key, written CONFIG_KEY/SEED (`1a2b3c4d/0`), if need be with what stands before the key in
+        its result's path (`glue/sst2/minilm-l6/lora-1a2b3c4d/0`)."""
+        name, _, seed = key.rpartition("/")
+        found = self._by_key.get(f"{name[-KEY_DIGITS:]}/{seed}", [])
+        if len(name) > KEY_DIGITS:
+            found = [cell for cell in found if cell.configuration == name]
+        if not found:
             mend = (
                 "`python -m workflow list cells --grid FILE` shows the keys; editing a plugin or the grid changes them"
             )
             raise AtlasError(f"the grid has no cell '{key}'", file=self.path, mend=mend)
-        return self._by_key[key]
+        if len(found) > 1:
+            longer = " or ".join(f"{cell.configuration}/{seed}" for cell in found)
+            raise AtlasError(f"'{key}' is the key of {len(found)} cells", file=self.path, mend=f"write {longer}")
+        return found[0]
+
+    def start(self, cell: Cell) -> Cell | None:
+        """The cell that this one continues from."""
+        same = (cell.suite, cell.model, cell.method)
+        found = self._by_key[cell.start_key] if cell.start else []
+        return next((other for other in found if (other.suite, other.model, other.method) == same), None)
 
 
 def load(path: Path | str, overrides: dict | None = None, root: Path = registry.ROOT) -> Grid:
@@ -130,7 +149,11 @@ class _Expansion:
         self.overrides = [self._override(rule, i) for i, rule in enumerate(document.get("overrides", []))]
         cells: dict[tuple[str, int], Cell] = {}
         for cell in self._cells(entries):
-            cells.setdefault((cell.config_key, cell.seed), cell)
+            known = cells.setdefault((cell.configuration, cell.seed), cell)
+            if known is not cell and not known.same_numbers(cell):
+                mend = "change a value of one of them that does not matter, such as `evaluations`"
+                both = f"{known.label} and {cell.label} have the key {cell.config_key} by chance"
+                raise self._error(both, "methods", mend)
             if len(cells) > MOST_CELLS:
                 raise self._error(f"the grid has more than {MOST_CELLS:,} cells", "methods", TOO_MANY)
         name = self._name(document)

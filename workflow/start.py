@@ -46,7 +46,7 @@ def load(grid: Grid, cell: Cell, root: Path, method: Method) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    other = grid.cell(cell.start_key)
+    other = grid.start(cell)
     path = root / other.path
     entry.settle([path])
     again = f"delete {path} and the result of this cell and run the grid again"

@@ -397,6 +397,28 @@ def test_a_cell_is_found_by_its_key(root):
         found.cell("00000000/0")
 
 
+def test_a_key_that_two_cells_have_by_chance_loses_neither(root, monkeypatch):
+    expected = [(cell.task, cell.label, cell.seed) for cell in started(root).cells]
+    monkeypatch.setattr(Cell, "config_key", property(lambda cell: f"0000000{cell.settings['rank']}"))
+    found = started(root)
+    assert [(cell.task, cell.label, cell.seed) for cell in found.cells] == expected
+    assert len({cell.path for cell in found.cells}) == len(expected) > len({cell.grid_key for cell in found.cells})
+    assert all(found.start(cell).task == "mnli" for cell in found.cells if cell.start)
+    for cell in found.cells:
+        assert found.cell(f"{cell.configuration}/{cell.seed}") is cell
+    with pytest.raises(AtlasError, match="(?s)the key of .* cells.*write glue/mnli/"):
+        found.cell("00000002/0")
+    with pytest.raises(AtlasError, match="has no cell 'other/00000002/0'"):
+        found.cell("other/00000002/0")
+
+
+def test_two_configurations_that_would_share_a_result_are_refused(root, monkeypatch):
+    only(root, "[{method: lora, settings: {rank: 2}}]")
+    monkeypatch.setattr(Cell, "config_key", "0a1b2c3d")
+    with pytest.raises(AtlasError, match="rank=2 and .*rank=4 have the key 0a1b2c3d by chance"):
+        grid(root, methods="[{method: lora, settings: {rank: {grid: [2, 4]}}}]")
+
+
 def test_ten_thousand_cells_expand_in_about_a_second(root):
     entry = f"[{{method: lora, settings: {{rank: {{grid: {list(range(1, 1001))}}}}}}}]"
     started = time.process_time()

@@ -28,7 +28,7 @@ def needs(folder, text, **changes):
     projects.write(folder, "grid.yaml", text)
     grid = load(folder / "grid.yaml", changes)
     found = entry.Needs(grid)
-    return {(cell.model, cell.label): found[cell.config_key] for cell in grid.cells}
+    return {(cell.model, cell.label): found[cell.configuration] for cell in grid.cells}
 
 
 def test_full_fine_tuning_asks_for_more_than_lora_and_both_for_minutes(tmp_path):

@@ -147,7 +147,7 @@ def test_a_state_that_does_not_fit_is_an_error_with_its_mend(trained, damage):
 def test_a_job_waits_for_the_result_that_it_continues_from(study, tmp_path):
     made, mnli, rte = study
     assert entry.starts(made) == {
-        (rte.config_key, seed): str(mnli.path.with_name(f"seed{seed}.json")) for seed in ("0", "1")
+        (rte.configuration, seed): str(mnli.path.with_name(f"seed{seed}.json")) for seed in ("0", "1")
     }
     shown = dry_run(tmp_path)
     assert re.search(rf"input: {mnli.path}\s+output: {rte.path}", shown)

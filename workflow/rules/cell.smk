@@ -1,6 +1,11 @@
 # Results of the cells that others continue from. They are waited for, and never make a finished cell run again.
 STARTS = entry.starts(GRID)
-START = ancient(lambda wildcards: STARTS.get((wildcards.key, wildcards.seed), []))
+OF_CELL = lambda wildcards: NEEDS[f"{wildcards.place}-{wildcards.key}"]
+START = ancient(
+    lambda wildcards: STARTS.get(
+        (f"{wildcards.place}-{wildcards.key}", wildcards.seed), []
+    )
+)
 
 
 # One cell is one job. It writes its own result, also when it runs out of memory, diverges or is not supported.
@@ -22,11 +27,11 @@ rule cell:
     resources:
         **SITE,
         **GPU,
-        mem_mb=lambda wildcards, attempt: NEEDS[wildcards.key]["mem_mb"] * attempt,
-        runtime=lambda wildcards, attempt: NEEDS[wildcards.key]["runtime"] * attempt,
+        mem_mb=lambda wildcards, attempt: OF_CELL(wildcards)["mem_mb"] * attempt,
+        runtime=lambda wildcards, attempt: OF_CELL(wildcards)["runtime"] * attempt,
     shell:
         scheduler.logged(
-            f"{ATLAS} cell {ON_GRID} {ON_DATA} --key {{wildcards.key}}/{{wildcards.seed}} --threads {{threads}}"
+            f"{ATLAS} cell {ON_GRID} {ON_DATA} --key {{wildcards.place}}-{{wildcards.key}}/{{wildcards.seed}} --threads {{threads}}"
         )
 
 
