@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,7 +18,6 @@ SCHEDULER = {
     "SLURM_ARRAY_TASK_ID": "array_task_id",
     "SLURM_JOB_PARTITION": "partition",
     "SLURM_NODELIST": "nodes",
-    "SLURM_RESTART_COUNT": "restarts",
 }
 
 
@@ -44,6 +44,8 @@ def collect(device, threads: int) -> dict:
         found["device"] = torch.cuda.get_device_name(device)
         found["driver"] = _driver()
     scheduler = {name: os.environ[key] for key, name in SCHEDULER.items() if key in os.environ}
+    if "job_id" in scheduler and (restarts := _restarts(scheduler["job_id"])):
+        scheduler["restarts"] = restarts
     return found | ({"scheduler": {"name": "slurm", **scheduler}} if scheduler else {})
 
 
@@ -81,6 +83,20 @@ def _cpu() -> str:
     except OSError:
         return platform.processor() or sys.platform
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+@cache
+def _restarts(job: str) -> str | None:
+    """How often a job was put back into the queue, by the controller: Snakemake hides SLURM_RESTART_COUNT from its
+    jobs. None where nobody tells."""
+    try:
+        told = subprocess.run(
+            ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"\bRestarts=(\d+)", told.stdout)
+    return found[1] if found else None
 
 
 def _driver() -> str:

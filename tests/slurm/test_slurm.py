@@ -177,8 +177,10 @@ def test_cells_that_the_cluster_stops_go_on_and_end_as_if_it_had_not(tmp_path, m
 
     assert len(begun(1)) == 3 and len(begun(2)) == 2
     assert 0 == begun(1)[0] < begun(1)[1] <= begun(1)[2] and 0 == begun(2)[0] < begun(2)[1]
-    resumed = [results.read(cell.path)["training"]["resumed"] for cell in grid.cells]
-    assert resumed == [2, 1]
+    ended = [results.read(cell.path) for cell in grid.cells]
+    assert [result["training"]["resumed"] for result in ended] == [2, 1]
+    restarts = [result["provenance"]["scheduler"]["restarts"] for result in ended]
+    assert restarts == ["2", "0"], "put back into the queue twice; a new job"
     stopped = [numbers(cell) for cell in grid.cells]
     run_here(root, tmp_path / "here", monkeypatch)
     assert [numbers(cell) for cell in grid.cells] == stopped
