@@ -17,6 +17,7 @@ from workflow.typeset import significant, some
 MOST_PLACES = 10  # places that are drawn; the means of suites come first
 ROOM = 1_500_000  # bytes after which no further place is drawn
 MOST_LABELS = 20  # methods with a name in a figure: the front and the controls, then the highest scores
+MOST_IN_LINE = 5  # entries of the legend
 AREAS = (24, 190)  # of markers, in square points, from the least to the most memory
 NOTES = (
     "Bars: 95 % intervals. Filled: the best method and those that cannot be told apart from it; hollow: told apart "
@@ -291,6 +292,8 @@ def paint_labels(figure, axes, points: list[Point], levels: dict[str, float], ma
     for point, radius in radii.items():
         x, y = axes.transData.transform((point.cost, point.score.mean))
         taken.append(Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius))
+    inside = axes.bbox
+    taken.append(Bbox.from_extents(inside.x0 - figure.bbox.width, 0, inside.x0, figure.bbox.height))  # of the axis
     on = front(points)
     corners = [axes.transData.transform((point.cost, point.score.mean)) for point in on]
     for (x, y), (next_x, next_y) in zip(corners, corners[1:], strict=False):
@@ -327,5 +330,7 @@ def paint_legend(figure, points: list[Point], family_of: dict[Row, str]) -> None
     handles.append(Line2D([], [], label="Pareto front", color=INK, linewidth=1, alpha=0.55))
     if any(point.row.control for point in points):
         handles.append(dot("full fine-tuning", marker="D", color=MUTED))
-    columns = min(len(handles), 5)
-    figure.legend(handles=handles, loc="lower center", ncols=columns, handletextpad=0.4, columnspacing=1.2)
+    lines = -(-len(handles) // MOST_IN_LINE)
+    figure.legend(
+        handles=handles, loc="lower center", ncols=-(-len(handles) // lines), handletextpad=0.4, columnspacing=1.2
+    )

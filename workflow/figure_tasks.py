@@ -120,7 +120,9 @@ def rank_plots(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> Galler
         everywhere = [row for row in study.rows if not row.control and all(row in ranked[place] for place in places)]
         if len(places) < LEAST_TASKS or len(everywhere) < LEAST_METHODS:
             methods = len(everywhere) if places else 0
-            reasons.append(f"{model}: {len(places)} tasks with scores, {methods} methods with a score on all of them")
+            scored = f"{len(places)} task{'' if len(places) == 1 else 's'} with scores"
+            shared = f"{methods} method{'' if methods == 1 else 's'} with a score on all of them"
+            reasons.append(f"{model}: {scored}, {shared}")
             continue
         found = ranking({row.label: [directed(ranked[place][row]) for place in places] for row in everywhere})
         without = [row.label for row in study.rows if not row.control and row not in everywhere]

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from workflow import published, quality, registry, report_data, report_files, report_links, tables
+from workflow import products, published, quality, registry, report_data, report_files, report_links, tables
 from workflow.figure_costs import cost_breakdowns
 from workflow.figure_curves import learning_curves
 from workflow.figure_scores import Arena, arenas, scores_against_costs, shown
@@ -213,6 +213,11 @@ class Page:
             entries += len(block.rows) * len(block.columns)
             (inside if not inside or entries <= MOST_ENTRIES else left).append(block)
         return inside, left
+
+    def without_figures(self, table: Table, block: Block) -> bool:
+        """Whether a block of a table of costs holds nothing but reasons why there is nothing."""
+        costs = table.name in products.COSTS
+        return costs and all(entry.value is None for row in block.rows for entry in row.entries)
 
     def facet_lists(self, block: Block) -> dict[str, str]:
         """The suites and models of a block of a table, as JSON."""

@@ -109,6 +109,21 @@ def test_markers_grow_with_memory_only_where_all_have_it():
     assert len({figure_scores.areas(lacking)(point) for point in lacking}) == 1
 
 
+def test_no_name_stands_on_the_axis():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure, marks = Figure(figsize=(6.6, 3.9), dpi=72), figures.Marks()
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xlim=(1, 100), ylim=(0, 100))
+    crowded = points(("a_long_name_at_the_left", 3, 50, 1), ("beside_it", 7, 50.5, 1), ("far", 90, 99, 1))
+    figure_scores.paint_labels(figure, axes, crowded, {}, marks, {point.row: "adapter" for point in crowded})
+    renderer = figure.canvas.get_renderer()
+    assert len(axes.texts) == 3
+    assert all(text.get_window_extent(renderer).x0 >= axes.bbox.x0 for text in axes.texts)
+
+
 def test_means_over_tasks_come_first_and_a_cost_must_be_there_for_every_task(tmp_path):
     cells = [cell(name, task=task) for name in ("lora", "vera") for task in ("sst2", "rte")]
     made = [result(one, 0.9 if one.method == "lora" else 0.5, latency=None) for one in cells]

@@ -163,7 +163,7 @@ def test_figures_say_in_words_what_they_show(page):
 
 def test_what_cannot_be_drawn_says_why(text):
     assert "The grid has one model a task; a ladder needs two sizes or more." in text
-    assert "minilm-l6: 1 tasks with scores, 2 methods with a score on all of them." in text
+    assert "minilm-l6: 1 task with scores, 2 methods with a score on all of them." in text
 
 
 def test_the_top_says_what_was_run_and_who_is_best(text):
@@ -266,6 +266,21 @@ def test_many_tables_are_folded(tmp_path, monkeypatch):
     page = Page(report.build(grid(*cells), tmp_path).read_text())
     folded = [attributes for attributes in page.all("details") if attributes.get("class") == "block"]
     assert len(folded) == 10  # of parameters; memory, time and latency are the same everywhere
+    assert len(page.all("caption")) == len(page.all("table"))
+
+
+def test_tables_without_any_figure_are_folded_and_say_so(tmp_path):
+    one = cell()
+    store(tmp_path, result(one, latency=None))
+    text = report.build(grid(one), tmp_path).read_text()
+    page = Page(text)
+    assert [
+        attributes["class"] for attributes in page.all("details") if "block" in (attributes.get("class") or "")
+    ] == [
+        "block empty",
+        "block empty",
+    ]  # latency, operations
+    assert text.count("glue/sst2, minilm-l6: no figures</summary>") == 2
     assert len(page.all("caption")) == len(page.all("table"))
 
 
