@@ -328,13 +328,14 @@ def retry(options: argparse.Namespace) -> None:
     for state in wanted:
         if state not in known:
             raise AtlasError(f"'{state}' cannot be retried", key="--status", mend=suggest(state, known))
-    states = dict(zip((cell.grid_key for cell in grid.cells), index.read(grid.cells).statuses, strict=True))
-    # a cell that failed for want of the one it continues from is made again with it
-    dropped = [
-        cell
-        for cell in grid.cells
-        if states[cell.grid_key] in wanted or states[cell.grid_key] == "error" and states.get(cell.start_key) in wanted
-    ]
+    states = dict(zip((cell.path for cell in grid.cells), index.read(grid.cells).statuses, strict=True))
+
+    def outdated(cell) -> bool:
+        """Also one that failed for want of the cell it continues from, which is made again."""
+        start = grid.start(cell)
+        return states[cell.path] in wanted or (states[cell.path] == "error" and start and states[start.path] in wanted)
+
+    dropped = [cell for cell in grid.cells if outdated(cell)]
     for cell in dropped:
         print(cell.path)
         cell.path.unlink()

@@ -10,6 +10,7 @@ import pytest
 from tests.workflow import projects
 from workflow import registry
 from workflow.__main__ import main
+from workflow.cells import Cell
 from workflow.grid import load
 
 GRID = """
@@ -79,7 +80,10 @@ def test_status_counts_cells_and_gives_every_reason(capsys, grid, tmp_path):
     assert "SyntaxError" in broken["reason"]
 
 
-def test_retry_deletes_only_results_of_the_status_asked_for(capsys, grid, tmp_path):
+@pytest.mark.parametrize("chance", [False, True], ids=["", "both with one key"])
+def test_retry_deletes_only_results_of_the_status_asked_for(capsys, grid, tmp_path, monkeypatch, chance):
+    if chance:
+        monkeypatch.setattr(Cell, "config_key", "0a1b2c3d")
     kept, dropped = projects.store(grid.cells[0], tmp_path), projects.store(grid.cells[1], tmp_path, "oom")
     assert "deleted 0 results" in run(capsys, "retry", "--grid", "grid.yaml", "--status", "error,timeout")[1]
     out = run(capsys, "retry", "--grid", "grid.yaml")[1]
