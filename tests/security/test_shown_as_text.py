@@ -89,7 +89,7 @@ def harmless(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "suites", studies.suites)
         root = tmp_path_factory.mktemp("harmless")
-        return Page(report.build(study(root, "a_word"), root).read_text())
+        return Page(report.build(study(root, "word"), root).read_text())
 
 
 def test_the_report_has_the_same_elements_whatever_is_said(tmp_path, harmless):
