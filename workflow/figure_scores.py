@@ -16,7 +16,7 @@ from workflow.typeset import significant, some
 
 MOST_PLACES = 10  # places that are drawn; the means of suites come first
 ROOM = 1_500_000  # bytes after which no further place is drawn
-MOST_LABELS = 20  # methods with a name in a figure: the front and the controls, then the highest scores
+MOST_LABELS = 20  # names in a figure, if there is room: the front and the controls, then the highest scores
 MOST_IN_LINE = 5  # entries of the legend
 AREAS = (24, 190)  # of markers, in square points, from the least to the most memory
 NOTES = (
@@ -181,7 +181,7 @@ def score_against_cost(study: Study, arena: Arena, cost: Cost, family_of: dict[R
     alt += f" Pareto front: {', '.join(point.row.label for point in front(points)) or 'no method'}."
 
     def paint(figure, marks: Marks) -> None:
-        figure.subplots_adjust(left=0.1, right=0.985, top=0.975, bottom=0.23)
+        figure.subplots_adjust(left=0.1, right=0.965, top=0.975, bottom=0.23)
         axes = figure.add_subplot()
         paint_points(axes, points, cost, family_of, marks)
         paint_front(axes, points, marks)
@@ -306,14 +306,17 @@ def paint_labels(figure, axes, points: list[Point], levels: dict[str, float], ma
     for point in named[:MOST_LABELS]:
         at = point.cost, point.score.mean
         text = axes.annotate(point.row.label, at, (0, 0), textcoords="offset points", va="center")
-        place_text(figure, text, beside(radii[point] + 4), taken)
-        marks.add(text, "label", method=point.row.label, family=family_of[point.row])
+        if place_text(figure, text, beside(radii[point] + 4), taken):
+            marks.add(text, "label", method=point.row.label, family=family_of[point.row])
+        else:
+            text.remove()  # the pointer on the marker shows it
 
 
 def beside(away: float) -> list[tuple[tuple[float, float], str]]:
     """Where a label may stand, in points from the middle of a marker, and how it is aligned there."""
     near = [((away, 0), "left"), ((-away, 0), "right"), ((0, away + 3), "center"), ((0, -away - 3), "center")]
-    far = [((away, y), "left") for y in (10, -10, 20, -20)] + [((-away, y), "right") for y in (10, -10, 20, -20)]
+    heights = (10, -10, 20, -20)
+    far = [((away, y), "left") for y in heights] + [((-away, y), "right") for y in heights]
     return near + far
 
 

@@ -167,9 +167,9 @@ def short(value: float) -> str:
     return f"{value:,.10g}"
 
 
-def place_text(figure: Any, text: Any, positions: list, taken: list) -> None:
-    """Move a text to the first of its (position, alignment) pairs where it covers nothing that is taken, else to the
-    last, and take its box."""
+def place_text(figure: Any, text: Any, positions: list, taken: list) -> bool:
+    """Move a text to the first of its (position, alignment) pairs where it covers nothing that is taken, and take its
+    box; False where there is none: it stands at the last, and takes nothing."""
     text.set_fontsize(LABEL_SIZE)
     renderer = figure.canvas.get_renderer()
     for position, alignment in positions:
@@ -177,5 +177,6 @@ def place_text(figure: Any, text: Any, positions: list, taken: list) -> None:
         text.set_horizontalalignment(alignment)
         box = text.get_window_extent(renderer)
         if not any(box.overlaps(other) for other in taken):
-            break
-    taken.append(box)
+            taken.append(box)
+            return True
+    return False
