@@ -20,7 +20,9 @@ Written after the abstract and the authors' code. Their D has N_h = 4 heads of r
 map: only the layout differs. Their mean over positions in `small` holds the padding, here it does not. A network that
 is only an encoder (BERT, ViT) gets the encoder's part; one that is only a decoder has neither part and is refused. The
 visual projection of their networks has no counterpart here. In Swin the mean is over the image, not over a window.
-Their settings for T5-base are r = r_g = 192 and a rate of 3e-4; there are none for texts alone or for images.
+Their settings for T5-base are r = r_g = 192 and a rate of 3e-4; there are none for texts alone or for images. The
+counts are confirmed: with the visual projection they give the trained shares in the authors' README, for BART-base 4.16
+per cent (large) and 2.98 (the others).
 """
 
 from dataclasses import dataclass
