@@ -16,7 +16,9 @@ added to p (the paper's is random and not trained). k is the number of tokens wh
 nobody's neighbour and enters no statistic and no maximum. The three parts of the head's features are mapped by one
 linear map, the harness's head and weights beside it; the authors have three layers with batch norm and dropout. They
 also train the class token and its position, which are frozen here, so no gradient passes the last block. Refused:
-decoders (p would tell them what comes), encoder-decoders, Swin and rotary networks (p has no place in them).
+decoders (p would tell them what comes), encoder-decoders, Swin and rotary networks (p has no place in them). That
+the paper has the last block and these three features, and trains the class token (frozen in its figure), is confirmed
+by issues 4 and 10 of the authors' repository.
 """
 
 from dataclasses import dataclass
