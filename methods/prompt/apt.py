@@ -13,7 +13,8 @@ The formula is from the authors' code: the paper's derivation (its softmax split
 the code has a softmax in place of ReLU commented out. p = 50 as in their ViLT (200 in METER), k = 4, dropout 0 in both.
 s is trained as in ViLT; in METER the filter of trained names leaves it out. Self-attention and cross-attention both get
 a module, as in METER. Their copy of the class token, pooler and token-type embeddings are part of their head and not of
-this method. The term grows with the square of r, so it is computed in fp32 (but for autocast).
+this method. The term grows with the square of r, so it is computed in fp32 (but for autocast). The count is confirmed:
+with p = 200 it gives the 3.83M (METER, 24 modules) and the 1.92M (ViLT, 12) of the table in the authors' README.
 """
 
 from dataclasses import dataclass
