@@ -1,5 +1,6 @@
 """Figures show what the tables say: fronts, ties, curves, ranks, ladders and parts of costs."""
 
+import itertools
 import math
 import re
 from html.parser import HTMLParser
@@ -109,7 +110,8 @@ def test_markers_grow_with_memory_only_where_all_have_it():
     assert len({figure_scores.areas(lacking)(point) for point in lacking}) == 1
 
 
-def test_no_name_stands_on_the_axis():
+def named(rows):
+    """The axes, and the box of each name that stands in them, of a figure with these points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -117,11 +119,20 @@ def test_no_name_stands_on_the_axis():
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set(xlim=(1, 100), ylim=(0, 100))
-    crowded = points(("a_long_name_at_the_left", 3, 50, 1), ("beside_it", 7, 50.5, 1), ("far", 90, 99, 1))
+    crowded = points(*rows)
     figure_scores.paint_labels(figure, axes, crowded, {}, marks, {point.row: "adapter" for point in crowded})
-    renderer = figure.canvas.get_renderer()
-    assert len(axes.texts) == 3
-    assert all(text.get_window_extent(renderer).x0 >= axes.bbox.x0 for text in axes.texts)
+    return axes, [text.get_window_extent(figure.canvas.get_renderer()) for text in axes.texts]
+
+
+def test_no_name_stands_on_the_axis():
+    axes, boxes = named([("a_long_name_at_the_left", 3, 50, 1), ("beside_it", 7, 50.5, 1), ("far", 90, 99, 1)])
+    assert len(boxes) == 3 and all(box.x0 >= axes.bbox.x0 for box in boxes)
+
+
+def test_of_many_names_in_one_place_those_stand_that_find_room():
+    _, boxes = named([(f"method_{number}", 10, 50 + number / 10, 1) for number in range(15)])
+    assert 3 <= len(boxes) < 15
+    assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2))
 
 
 def test_means_over_tasks_come_first_and_a_cost_must_be_there_for_every_task(tmp_path):
