@@ -15,8 +15,8 @@ have values too; so here the learned change of phi is added to act, which starts
 the network's own act by weighted least squares on [-3, 3], where the authors read presets for that range. Only even
 powers are in b_0: act(x) - x / 2 is even for GELU, SiLU and ReLU, and its denominator needs no absolute value there.
 The formula is the paper's as a review of it gives it; the kernel in the part of the authors' code that is public has
-1 + sum_j |b_j| |x|^j below instead. Initialisation, r = 3, alpha = 6, G = 8 and the rate are those of that code; it adds
-1e-6 to b besides, and its training also marks biases and norms, which its optimiser never gets. With these
+1 + sum_j |b_j| |x|^j below instead. Initialisation, r = 3, alpha = 6, G = 8 and the rate are those of that code; it
+adds 1e-6 to b besides, and its training also marks biases and norms, which its optimiser never gets. With these
 settings ViT-Tiny has 936 parameters, and with the head of CIFAR-100 the 0.02M of the paper, which confirms neither.
 NoRA++ is this beside LoRA. Two other methods share the name (arXiv:2408.10280, arXiv:2602.22911).
 """
