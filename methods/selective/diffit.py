@@ -12,9 +12,9 @@ of the blocks, or all: `layers` says which, all of them by default, as in the Vi
 vector is the reading of several other authors' code; the paper's own was not found. Two of them (MinimaxDiffusion,
 DiffFit-pytorch) scale q, k, v and the attention's output as well; the paper's 0.12 % of DiT-XL/2, with the class
 embedding, does not decide between them. gamma acts on the last linear map of the branch, before dropout and layer
-scale, with which it commutes; in Gemma 3 a norm of the branch follows, whose own weight is trained too. Cross-attention gets one as well.
-A network without biases (Llama, T5) trains norms and gamma: the authors of LLaMA-DiffFit add biases to it instead and
-leave the norms alone. Biases of keys have no gradient but for a rotation. Ten times the learning rate of pre-training,
+scale, with which it commutes; in Gemma 3 a norm of the branch follows, whose own weight is trained too.
+Cross-attention gets one as well. A network without biases (Llama, T5) trains norms and gamma: the authors of
+LLaMA-DiffFit add biases to it instead and leave the norms alone. Biases of keys have no gradient but for a rotation. Ten times the learning rate of pre-training,
 no weight decay.
 """
 
