@@ -7,15 +7,15 @@ Trained are every bias of the network, every norm and the scale factors gamma, w
 unchanged. All else is frozen. Biases and norms are trained in place; gamma merges exactly into the rows and the bias of
 the last linear map of its branch. Trained and stored: all biases, all weights of norms, and 2 d a scaled block.
 
-The paper tunes diffusion transformers, with the class embedding, which other networks lack. It scales the first half
-of the blocks, or all: `layers` says which, all of them by default, as in the ViT benchmark of OSU-MLB. That gamma is a
+The paper tunes diffusion transformers, with the class embedding, which other networks lack. It scales the first half of
+the blocks, or all: `layers` says which, all of them by default, as in the ViT benchmark of OSU-MLB. That gamma is a
 vector is the reading of several other authors' code; the paper's own was not found. Two of them (MinimaxDiffusion,
 DiffFit-pytorch) scale q, k, v and the attention's output as well; the paper's 0.12 % of DiT-XL/2, with the class
 embedding, does not decide between them. gamma acts on the last linear map of the branch, before dropout and layer
-scale, with which it commutes; in Gemma 3 a norm of the branch follows, whose own weight is trained too.
-Cross-attention gets one as well. A network without biases (Llama, T5) trains norms and gamma: the authors of
-LLaMA-DiffFit add biases to it instead and leave the norms alone. Biases of keys have no gradient but for a rotation. Ten times the learning rate of pre-training,
-no weight decay.
+scale, with which it commutes; in Gemma 3 a norm of the branch follows, whose own weight is trained too. Cross-attention
+gets one as well. A network without biases (Llama, T5) trains norms and gamma: the authors of LLaMA-DiffFit add biases
+to it instead and leave the norms alone. Biases of keys have no gradient but for a rotation. Ten times the learning rate
+of pre-training, no weight decay.
 """
 
 from dataclasses import dataclass
