@@ -56,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("method", nargs="?", help="its metadata, paper and settings")
     described.add_argument("--model", help="its sizes and sites; with a method: what that trains on it")
 
-    checked = verb(check, "check", "run the conformance tests on a method file")
-    checked.add_argument("file", type=Path)
+    checked = verb(check, "check", "run the conformance tests on method files, and keep the verdicts for reports")
+    checked.add_argument("files", type=Path, nargs="+", metavar="FILE")
     checked.add_argument("--verbose", action="store_true", help="show the figures of every network")
 
     counted = verb(count, "count", "count a method's parameters on a model, without weights", as_json=True)
@@ -153,14 +153,17 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> int:
-    if not options.file.is_file():
-        mend = "give the path of a method file, methods/<family>/<name>.py"
-        raise AtlasError("no such file", file=options.file, mend=mend)
+    for file in options.files:
+        if not file.is_file():
+            mend = "give the path of a method file, methods/<family>/<name>.py"
+            raise AtlasError("no such file", file=file, mend=mend)
     from workflow import conformance, verdicts
 
-    verdict = conformance.check(options.file, options.verbose)
-    print(f"verdict: {verdicts.write(verdict)}")
-    return int(not verdict.conforms)
+    found = []
+    for file in options.files:
+        found.append(conformance.check(file, options.verbose))
+        print(f"verdict: {verdicts.write(found[-1])}")
+    return int(not all(verdict.conforms for verdict in found))
 
 
 def count(options: argparse.Namespace) -> None:

@@ -106,6 +106,7 @@ def test_retry_deletes_only_results_of_the_status_asked_for(capsys, grid, tmp_pa
         ),
         (["cell", "--grid", "grid.yaml", "--key", "0/0"], "error: the grid has no cell '0/0'"),
         (["check", "gone.py"], "error: no such file\n  file: gone.py"),
+        (["check", str(registry.ROOT / "methods/lowrank/lora.py"), "gone.py"], "error: no such file\n  file: gone.py"),
     ],
 )
 def test_errors_go_to_stderr_with_status_2(capsys, grid, arguments, text):

@@ -66,12 +66,14 @@ def test_names_lead_nowhere_else_and_texts_hide_nothing(info, tmp_path):
     assert verdicts.read("lora_plus", tmp_path).failed == ["a \\x1b[2J b"]
 
 
-def test_the_command_keeps_its_verdict(tmp_path, monkeypatch, capsys):
+def test_the_command_keeps_the_verdict_of_each_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(conformance.toy, "MODELS", ("tiny-bert",))
     monkeypatch.setattr(conformance, "RULES", {name: conformance.RULES[name] for name in ("metadata", "padding")})
-    assert main(["check", str(registry.ROOT / PLUGIN)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "verdict: results/.conformance/head.json"
+    other = registry.methods()["bitfit"].path
+    assert main(["check", str(registry.ROOT / PLUGIN), str(other)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "verdict: results/.conformance/bitfit.json"
+    assert verdicts.read("bitfit").plugin == "bitfit"
     found = verdicts.read("head")
     assert (found.passed, found.skipped, found.failed) == (2, 0, [])
     assert verdicts.outdated(found, registry.methods()["head"]) == ""
