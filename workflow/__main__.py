@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from workflow.errors import NO_ROOM, AtlasError, machine_failed, suggest
@@ -103,7 +104,8 @@ def parser() -> argparse.ArgumentParser:
 
     tabled = verb(tables, "tables", "write the tables of a grid and print its summary", grid=True)
     tabled.add_argument("--print", action="store_true", help="only print: the files stay as they are")
-    verb(report, "report", "write the HTML report of a grid and print its path", grid=True)
+    reported = verb(report, "report", "write the HTML report of a grid and print its path", grid=True)
+    reported.add_argument("--data-root", type=Path, help="folder of local data, instead of the grid's, for samples")
     verb(status, "status", "count the cells of a grid by state and say why each one is not ok", grid=True, as_json=True)
 
     retried = verb(retry, "retry", "delete results by status, so that the next run makes them again", grid=True)
@@ -300,6 +302,8 @@ def report(options: argparse.Namespace) -> None:
     from workflow import entry, report
 
     grid = _grid(options)
+    if options.data_root:
+        grid = replace(grid, data_root=options.data_root)
     entry.settle(Path("results", grid.name, "tables").glob("*"))
     print(f"report: {report.build(grid)}")
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +121,11 @@ def test_a_reader_that_stops_early_is_no_error():
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     done = subprocess.run(command, shell=True, cwd=registry.ROOT, env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[\n", "")
+
+
+def test_a_report_reads_its_samples_where_the_cells_read_their_data(capsys, grid, monkeypatch):
+    seen = []
+    monkeypatch.setattr("workflow.report.build", lambda grid: seen.append(grid.data_root))
+    run(capsys, "report", "--grid", "grid.yaml", "--data-root", "elsewhere")
+    run(capsys, "report", "--grid", "grid.yaml")
+    assert seen == [Path("elsewhere"), None]

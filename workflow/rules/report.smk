@@ -48,4 +48,4 @@ rule report:
     conda:
         "../../environment.yml"
     shell:
-        f"{ATLAS} report {ON_GRID} > {{log:q}} 2>&1"
+        f"{ATLAS} report {ON_GRID} {ON_DATA} > {{log:q}} 2>&1"
