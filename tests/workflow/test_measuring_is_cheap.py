@@ -1,5 +1,7 @@
 """What is measured while a cell runs costs next to nothing; what costs more is done only where the grid asks for it."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from methods.lowrank.lora import LoRA
 from tests.helpers import attach, backbone, encoded, training
+from workflow import registry
 from workflow.grid import MEASURES
 from workflow.meter import Meter
 
@@ -14,10 +17,20 @@ SHARE = 0.03
 
 
 def test_a_phase_costs_less_than_a_share_of_the_shortest_cell():
-    """A cell of one second has six phases and an evaluation or two; the best of ten, as others use the machine too."""
+    """A cell of one second has six phases and an evaluation or two; the best of ten, as others use the machine too.
+
+    In a process of its own, as a cell has: what many tests have left on the heap is given back at each phase.
+    """
+    code = "from tests.workflow.test_measuring_is_cheap import best_of_ten; print(best_of_ten())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=registry.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < SHARE
+
+
+def best_of_ten():
+    """Seconds of eight phases."""
     meter = Meter((torch.device("cpu"),))
-    best = min(_seconds(lambda: [_phase(meter) for _ in range(4)]) for _ in range(10))
-    assert best < SHARE
+    return min(_seconds(lambda: [_phase(meter) for _ in range(4)]) for _ in range(10))
 
 
 def _phase(meter):
