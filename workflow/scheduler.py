@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,19 @@ def gpus(config: dict, number: Callable[[Any], int] | None) -> dict[str, Any]:
         return f"{config['slurm_gres']}:{wanted}" if wanted else ""
 
     return {"gpu": 0, "gres": generic}
+
+
+def grown(needs: Callable[[Any], dict[str, int]], name: str) -> Callable[[Any, int], int]:
+    """A resource that grows with the attempt: as much as the job of these wildcards needs at first, twice and so on.
+
+    Snakemake asks for its signature, at every job, which is costly to work out on thousands.
+    """
+
+    def resource(wildcards: Any, attempt: int) -> int:
+        return needs(wildcards)[name] * attempt
+
+    resource.__signature__ = inspect.signature(resource)
+    return resource
 
 
 def logged(command: str) -> str:

@@ -63,3 +63,9 @@ def test_gpus_are_a_number_or_a_generic_resource():
     one, many = scheduler.gpus(typed, None), scheduler.gpus(typed, lambda wildcards: wildcards)
     assert (one["gpu"], one["gres"](None)) == (0, "gpu:a100:1")
     assert (many["gres"](3), many["gres"](0)) == ("gpu:a100:3", "")
+
+
+def test_memory_and_time_grow_with_the_attempt_and_their_signature_is_at_hand():
+    memory = scheduler.grown(lambda wildcards: {"mem_mb": 300, "runtime": 5}, "mem_mb")
+    assert [memory(None, attempt) for attempt in (1, 2, 3)] == [300, 600, 900]
+    assert list(memory.__signature__.parameters) == ["wildcards", "attempt"]

@@ -27,8 +27,8 @@ rule cell:
     resources:
         **SITE,
         **GPU,
-        mem_mb=lambda wildcards, attempt: OF_CELL(wildcards)["mem_mb"] * attempt,
-        runtime=lambda wildcards, attempt: OF_CELL(wildcards)["runtime"] * attempt,
+        mem_mb=scheduler.grown(OF_CELL, "mem_mb"),
+        runtime=scheduler.grown(OF_CELL, "runtime"),
     shell:
         scheduler.logged(
             f"{ATLAS} cell {ON_GRID} {ON_DATA} --key {{wildcards.place}}-{{wildcards.key}}/{{wildcards.seed}} --threads {{threads}}"
@@ -55,8 +55,8 @@ rule pack:
     resources:
         **SITE,
         **PACK_GPU,
-        mem_mb=lambda wildcards, attempt: PACK_NEEDS(wildcards)["mem_mb"] * attempt,
-        runtime=lambda wildcards, attempt: PACK_NEEDS(wildcards)["runtime"] * attempt,
+        mem_mb=scheduler.grown(PACK_NEEDS, "mem_mb"),
+        runtime=scheduler.grown(PACK_NEEDS, "runtime"),
     shell:
         scheduler.logged(
             f"{ATLAS} pack {ON_GRID} {ON_DATA} {{wildcards.pack:q}} --threads {{threads}}"
