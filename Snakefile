@@ -22,13 +22,9 @@ if workflow.is_main_process:
     pack.update_markers(GRID, PACKS)
 AWAITED = pack.awaited(GRID, PACKS)
 ON_GPU = bool({"gpu", "gpu_mb"} & GRID.resources.keys())
+OF_CELL = lambda wildcards: NEEDS[f"{wildcards.place}-{wildcards.key}"]
 GPU = scheduler.gpus(
-    config,
-    (
-        (lambda wildcards: NEEDS[f"{wildcards.place}-{wildcards.key}"]["gpu"])
-        if ON_GPU
-        else None
-    ),
+    config, (lambda wildcards: OF_CELL(wildcards)["gpu"]) if ON_GPU else None
 )
 SITE = scheduler.named(config)
 

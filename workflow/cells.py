@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
+KEY_DIGITS = 8  # of a config key
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -59,7 +61,7 @@ class Cell:
     @property
     def config_key(self) -> str:
         """8 hex digits for everything that can change the number, but for the seed."""
-        return self._digest[:8]
+        return self._digest[:KEY_DIGITS]
 
     @property
     def key(self) -> str:

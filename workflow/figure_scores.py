@@ -300,7 +300,8 @@ def paint_labels(figure, axes, points: list[Point], levels: dict[str, float], ma
         taken += [Bbox.from_extents(x, y - 1, next_x, y + 1), Bbox.from_extents(next_x - 1, y, next_x + 1, next_y)]
     for label, score in levels.items():
         text = axes.text(0, score, label, transform=axes.get_yaxis_transform(), color=MUTED, va="bottom")
-        place_text(figure, text, [((share, score), "left") for share in (0.01, 0.2, 0.4, 0.6, 0.8)], taken)
+        if not place_text(figure, text, [((share, score), "left") for share in (0.01, 0.2, 0.4, 0.6, 0.8)], taken):
+            taken.append(text.get_window_extent())
         marks.add(text, "control")
     named = sorted(points, key=lambda point: (not point.row.control, point not in on, -point.score.mean))
     for point in named[:MOST_LABELS]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from workflow import documents, registry, settings, text, versions
-from workflow.cells import Cell
+from workflow.cells import KEY_DIGITS, Cell
 from workflow.documents import join
 from workflow.errors import AtlasError, suggest
 from workflow.names import RESERVED, RULE, is_part
@@ -40,7 +40,6 @@ UNSAID = {"compile": False, "quantize": None}  # options that are in a cell's re
 _REAL = ("lr", "head_lr", "weight_decay", "eps", "warmup", "epochs", "clip")
 MEASURES = ("accuracy", "parameters", "memory", "latency", "flops", "energy")
 RETRY = ("oom", "timeout")
-KEY_DIGITS = 8  # of a config key
 MOST_CELLS = 1_000_000
 TOO_MANY = "sweep over fewer values, or split the grid"
 

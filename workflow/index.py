@@ -11,12 +11,12 @@ forgets of another's is read again by the next.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from workflow import documents, results
 from workflow.cells import Cell
 from workflow.errors import AtlasError
+from workflow.files import replaced
 from workflow.text import plain
 
 VERSION = 1  # of the columns
@@ -293,14 +294,5 @@ def _load(path: Path, columns: list[str] | None = None) -> pa.Table:
 def _save(path: Path, table: pa.Table) -> None:
     """Replace a file of the index whole. Where the folder cannot be written to, there is no index."""
     table = table.unify_dictionaries().combine_chunks().replace_schema_metadata({"atlas": _version()})
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(handle, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+    with contextlib.suppress(OSError), replaced(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

@@ -17,8 +17,8 @@ nobody's neighbour and enters no statistic and no maximum. The three parts of th
 linear map, the harness's head and weights beside it; the authors have three layers with batch norm and dropout. They
 also train the class token and its position, which are frozen here, so no gradient passes the last block. Refused:
 decoders (p would tell them what comes), encoder-decoders, Swin and rotary networks (p has no place in them). That
-the paper has the last block and these three features, and trains the class token (frozen in its figure), is confirmed
-by issues 4 and 10 of the authors' repository.
+the class token is trained, which the paper's figure has frozen, the authors say in issue 10 of their repository; issue
+4 gives the last block and these three features as the paper's, and they do not object.
 """
 
 from dataclasses import dataclass

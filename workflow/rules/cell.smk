@@ -1,6 +1,5 @@
 # Results of the cells that others continue from. They are waited for, and never make a finished cell run again.
 STARTS = entry.starts(GRID)
-OF_CELL = lambda wildcards: NEEDS[f"{wildcards.place}-{wildcards.key}"]
 START = ancient(
     lambda wildcards: STARTS.get(
         (f"{wildcards.place}-{wildcards.key}", wildcards.seed), []
