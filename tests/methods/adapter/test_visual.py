@@ -552,6 +552,9 @@ class TestPAdapter:
     def test_gradients_stay_finite(self):
         """With masked keys, with a key that is the query itself, and with a single key."""
         module = Message(12, 6, 2, 0.1)
+        with torch.no_grad():
+            module.p.fill_(1.25)
+            module.m.zero_()
         lively(module)
         for tokens in (5, 1):
             A = torch.rand(2, 2, tokens, tokens, generator=generator())
