@@ -205,8 +205,12 @@ def _from_pretrained(entry: ModelEntry, what: str, auto, options: dict):
 
 def _from_configuration(config, auto, options: dict, dtype: torch.dtype, weights: Weights, seed: int):
     if weights == "meta":
-        with torch.device("meta"):
-            return _untied(auto.from_config(config, dtype=dtype, **options))
+        from transformers.initialization import no_init_weights
+
+        with no_init_weights(), torch.device("meta"):  # drawing nothing takes half of the time
+            model = auto.from_config(config, dtype=dtype, **options)
+        model.tie_weights()
+        return _untied(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _untied(auto.from_config(config, dtype=dtype, **options))

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -141,9 +142,13 @@ def begin(
     dtype: str = "float32",
     examples: int = 32,
     values: dict[str, Any] | None = None,
+    marked: bool = False,
     **recipe: Any,
 ) -> Training:
-    """The method attached to a tiny network and initialised, ready for `run()`. values: settings."""
+    """The method attached to a tiny network and initialised, ready for `run()`.
+
+    values: settings; marked: with NaN in all memory that `attach` and `initialise` take and do not write to.
+    """
     backbone = backbone or toy.backbone(case.model, getattr(torch, dtype))
     method = case.create(**(values or {}))
     validation = toy.examples(case.model, 8, seed=1)
@@ -158,9 +163,25 @@ def begin(
     training.splits["train"] = toy.encode(case.model, method.training_data(toy.split(case.model, examples), training))
     method.planned = method.plan(backbone.shape)
     method.calibrate(backbone, training)
-    method.attach(backbone, training)
-    method.initialise(backbone, training)
+    with _unwritten_is_nan() if marked else nullcontext():
+        method.attach(backbone, training)
+        method.initialise(backbone, training)
+    if marked:
+        left = [name for name, tensor in method.state_dict().items() if bool(tensor.isnan().any())]
+        expect(not left, "every number written", f"what the memory held before in {', '.join(left)}", "initialise")
     return training
+
+
+@contextmanager
+def _unwritten_is_nan() -> Iterator[None]:
+    mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def evaluating(training: Training) -> None:
@@ -356,7 +377,7 @@ def _live(case: Case, which: str) -> Life:
     dtype = "bfloat16" if which == HALF else "float32"
     backbone = toy.backbone(case.model, getattr(torch, dtype))
     before, facts = tensors(backbone), structure(backbone) if which == FIRST else {}
-    training = begin(case, backbone=backbone, dtype=dtype, **LIFE)
+    training = begin(case, backbone=backbone, dtype=dtype, marked=which == SECOND, **LIFE)
     method, start, seen = training.method, _look(training), record_gradients(training)
     plain = which == FIRST and type(method).training_step is Method.training_step
     undeclared = record_undeclared(training) if plain else []
@@ -847,7 +868,7 @@ def _merged(case: Case, which: str) -> tuple[Training, Tensor, dict[str, Tensor]
 
 @rule("9.1")
 def same_seed(case: Case) -> None:
-    """The same seed gives the same start and the same result, whatever was drawn before."""
+    """The same seed gives the same start and the same result, whatever was drawn, or lay in memory, before."""
     for which in (FIRST, SECOND):
         if (which, "weights") not in case.shared:
             lived(case, which)

@@ -57,7 +57,19 @@ def methods(extra: Sequence[Path] = (), root: Path = ROOT) -> dict[str, MethodIn
     """Every method by name: plugin files below `root/methods`, then below each folder of `extra`.
 
     A file that cannot be read as a plugin is listed with its error, under the name it seems to give, else its stem.
+    Files are read each time, and parsed again when one of them has changed.
     """
+    asked = (root, *extra)
+    texts = {path: _content(path) for folder in (root / "methods", *extra) for path in _python_files(folder)}
+    if asked not in _found or _found[asked][0] != texts:
+        _found[asked] = texts, _discover(extra, root)
+    return dict(_found[asked][1])
+
+
+_found: dict[tuple[Path, ...], tuple[dict[Path, bytes | None], dict[str, MethodInfo]]] = {}
+
+
+def _discover(extra: Sequence[Path], root: Path) -> dict[str, MethodInfo]:
     source.read.cache_clear()
     found: dict[str, MethodInfo] = {}
     taken: dict[str, MethodInfo] = {}  # by name without regard to case, as some file systems see it
@@ -71,9 +83,20 @@ def methods(extra: Sequence[Path] = (), root: Path = ROOT) -> dict[str, MethodIn
     return found
 
 
+def _python_files(folder: Path) -> list[Path]:
+    return sorted(Path(folder).rglob("*.py"))
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
 def _plugin_files(extra: Sequence[Path], root: Path) -> Iterator[Path]:
     for folder in (root / "methods", *extra):
-        for path in sorted(Path(folder).rglob("*.py")):
+        for path in _python_files(folder):
             parts = path.relative_to(folder).parts
             if parts[0] != "base" and not any(part.startswith(("_", ".")) for part in parts):
                 yield path

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutants import MUTANTS, PARALLEL, SOUND
+from mutants import LORA, MUTANTS, PARALLEL, SOUND
 
 from workflow import conformance, registry, toy
 from workflow.conformance import RULES
@@ -35,6 +35,13 @@ def test_a_sound_plugin_passes(name, model, tmp_path):
 def test_a_fault_is_found_by_its_rule_and_by_no_other(mutant, tmp_path):
     rules = RULES if "fresh_process" in mutant.fails else QUICK
     assert set(failures(tmp_path / "mutant.py", mutant.text, mutant.model, rules)) == mutant.fails
+
+
+def test_a_start_that_is_never_written_is_found_whatever_the_memory_holds(tmp_path):
+    text = LORA.replace("self.B.zero_()", "pass")
+    assert text != LORA
+    found = failures(tmp_path / "mine.py", text, "tiny-bert", ["same_seed"])["same_seed"]
+    assert found.startswith("expected every number written, found what the memory held before in 0/attn/q.B, ")
 
 
 def test_every_rule_but_discovery_has_a_mutant():

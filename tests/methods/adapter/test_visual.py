@@ -40,8 +40,11 @@ def equal(left, right, tolerance=EXACT):
 
 
 def wide(module, seed=1):
-    """In float64 and evaluation mode, with every parameter away from its start."""
+    """In float64 and evaluation mode, with every parameter drawn: the module alone leaves some unwritten."""
     module.double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
     lively(module, seed)
     return module
 
@@ -552,10 +555,10 @@ class TestPAdapter:
     def test_gradients_stay_finite(self):
         """With masked keys, with a key that is the query itself, and with a single key."""
         module = Message(12, 6, 2, 0.1)
+        lively(module)
         with torch.no_grad():
             module.p.fill_(1.25)
-            module.m.zero_()
-        lively(module)
+            module.m.fill_(0.1)
         for tokens in (5, 1):
             A = torch.rand(2, 2, tokens, tokens, generator=generator())
             A = (A / A.sum(-1, keepdim=True)).tril() if tokens > 1 else A / A
