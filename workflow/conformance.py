@@ -869,7 +869,7 @@ def _merged(case: Case, which: str) -> tuple[Training, Tensor, dict[str, Tensor]
 @rule("9.1")
 def same_seed(case: Case) -> None:
     """The same seed gives the same start and the same result, whatever was drawn, or lay in memory, before."""
-    for which in (FIRST, SECOND):
+    for which in (SECOND, FIRST):  # the marked one first: it says what is wrong where the other only goes wrong
         if (which, "weights") not in case.shared:
             lived(case, which)
     starts, ends = zip(*(case.shared[which, "weights"] for which in (FIRST, SECOND)), strict=True)

@@ -33,6 +33,11 @@ def shown(page, route=None):
         page.locator(f"{SCORES} thead th[class*=dt-orderable]").first.wait_for()
 
 
+def at(page, route):
+    """Wait for the address: it is told a moment after what changed it."""
+    until(page, "route => location.href.endsWith(route)", route)
+
+
 def sort(page, title, order):
     """Click on a head and wait for its order: ascending, descending or null."""
     head(page, title).click()
@@ -89,8 +94,9 @@ def test_from_a_table_to_a_method_a_cell_and_back(site, study):
     page.locator(f"{SCORES} tbody a", has_text="lora").first.click()
     page.locator("#page h1", has_text="lora").wait_for()
     titles.append(page.title())
-    assert page.url.endswith(links.method("lora")) and not page.locator("#index").is_visible()
-    assert page.evaluate("document.activeElement.tagName") == "H1", "readers of the screen are told"
+    at(page, links.method("lora"))
+    assert not page.locator("#index").is_visible()
+    until(page, "() => document.activeElement.tagName === 'H1'")  # readers of the screen are told
     words = page.locator("#page").inner_text()
     assert "arXiv:2106.09685" in words and "LoRA: Low-Rank Adaptation" in words and "91.3" in words and "1,000" in words
 
@@ -136,7 +142,7 @@ def test_a_link_to_a_comparison_can_be_opened_by_itself(site):
     assert page.locator("#page a.compare-link").get_attribute("href") == links.compare("lora", "houlsby")
     page.locator("#page select").nth(1).select_option("ia3")
     page.locator("#page h1", has_text="ia3").wait_for()
-    assert page.url.endswith(links.compare("lora", "ia3"))
+    at(page, links.compare("lora", "ia3"))
 
 
 def test_the_page_of_all_cells_leads_to_every_failure(site):
@@ -203,12 +209,14 @@ def test_the_link_past_the_head_stays_on_the_page(site):
     page.locator("#page h1", has_text="lora").wait_for()
     page.locator(".skip").focus()
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.matches('#page h1')") and page.url.endswith(links.method("lora"))
+    until(page, "() => document.activeElement.matches('#page h1')")
+    at(page, links.method("lora"))
     page.evaluate("location.hash = ''")
     page.locator("#index").wait_for()
     page.locator(".skip").focus()
     page.keyboard.press("Enter")
-    assert page.url.endswith("#index") and page.locator("#index").is_visible()
+    at(page, "#index")
+    assert page.locator("#index").is_visible()
 
 
 def test_a_head_sorts_and_the_theme_turns_by_keys(site):
