@@ -14,7 +14,7 @@ from workflow.table_costs import MIB
 from workflow.table_scores import means, unit_of
 from workflow.typeset import significant, some
 
-MOST_PLACES = 10  # places that are drawn; the means of suites come first
+MOST_PLACES = 10  # places that are drawn
 ROOM = 1_500_000  # bytes after which no further place is drawn
 MOST_LABELS = 20  # names in a figure, if there is room: the front and the controls, then the highest scores
 MOST_IN_LINE = 5  # entries of the legend
@@ -114,7 +114,7 @@ COSTS = (
 
 
 def scores_against_costs(study: Study, ranked: dict[Place, dict[Row, Standing]], family_of: dict[Row, str]) -> Gallery:
-    """A drawing for each place and each cost that its cells have, means over tasks first."""
+    """A drawing for each place and each cost that its cells have, in the order of `arenas`."""
     places = [arena for arena in arenas(study, ranked) if any(row.method not in BASELINES for row in arena.standings)]
     drawings: list[Drawing] = []
     left = []
@@ -131,7 +131,8 @@ def scores_against_costs(study: Study, ranked: dict[Place, dict[Row, Standing]],
 
 
 def arenas(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> list[Arena]:
-    """Means over tasks of each suite and model, then single places."""
+    """One for each suite and model first, its mean over tasks or else its first task: the one with the most methods
+    before the others. Then other means, and then single tasks."""
     families = [places for places in study.families() if not places[0].cost_only]
     over_tasks = [arena for places in families for arena in mean_arenas(study, places, ranked)]
     alone = [
@@ -139,7 +140,11 @@ def arenas(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> list[Arena
         for place, standings in ranked.items()
         if standings
     ]
-    return over_tasks + alone
+    heads: dict[str, Arena] = {}
+    for arena in over_tasks + alone:
+        heads.setdefault(arena.places[0].family, arena)
+    first = sorted(heads.values(), key=lambda arena: -sum(not row.control for row in arena.standings))
+    return first + [arena for arena in over_tasks + alone if arena not in first]
 
 
 def mean_arenas(study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]]) -> Iterator[Arena]:

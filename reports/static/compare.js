@@ -183,7 +183,7 @@ function verdict(records, first, second) {
   const paired = records.filter((record) => !record.why);
   if (!paired.length) return [el("p", {}, "No place has paired data of both; the table says why.")];
   const count = (words) => paired.filter((record) => outcomeText(record, first, second) === words).length;
-  const sentence = `Of ${paired.length} places with paired data: ${first} is better at ${count(`${first} is better`)}, ${second} at ${count(`${second} is better`)}, and ${count("not distinguishable")} cannot be told apart.`;
+  const sentence = `Of ${paired.length} ${paired.length === 1 ? "place" : "places"} with paired data: ${first} is better at ${count(`${first} is better`)}, ${second} at ${count(`${second} is better`)}, and ${count("not distinguishable")} cannot be told apart.`;
   return [el("p", { class: "verdict" }, sentence)];
 }
 

@@ -110,7 +110,8 @@ function axis(image, values, draw) {
 // Intervals side by side, one a line: entries {label, href, mean, low, high, kind, text}, kind "best", "control", "" or
 // "clear". `line` is a value to compare with, drawn across all.
 function intervalPlot(label, unit, entries, line = null) {
-  const left = 190,
+  const letters = Math.min(44, Math.max(28, ...entries.map(({ label }) => label.length)));
+  const left = 22 + 6 * letters,
     right = 24,
     row = 22,
     width = 720,
@@ -137,7 +138,7 @@ function intervalPlot(label, unit, entries, line = null) {
     image.append(svg("line", { class: "zero", x1: x(line), x2: x(line), y1: top, y2: height - bottom }));
   entries.forEach((entry, index) => {
     const y = top + row * (index + 0.5);
-    const shown = entry.label.length > 28 ? `${entry.label.slice(0, 27)}…` : entry.label;
+    const shown = entry.label.length > letters ? `${entry.label.slice(0, letters - 1)}…` : entry.label;
     const name = svg("text", { x: left - 10, y: y + 4, "text-anchor": "end", class: "label" }, shown);
     const link = svg("a", { href: entry.href }, name);
     const group = svg("g", { class: `entry ${entry.kind}` }, svg("title", {}, `${entry.label}: ${entry.text}`));

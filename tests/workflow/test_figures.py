@@ -154,6 +154,19 @@ def test_means_over_tasks_come_first_and_a_cost_must_be_there_for_every_task(tmp
     assert tips["lora"] == "lora: 90.0 ± 1.4, 1,000 trained parameters, 256 MiB of memory"
 
 
+def test_the_first_figure_is_that_of_the_suite_with_the_most_methods(tmp_path):
+    cells = [cell("lora", task=task) for task in ("sst2", "rte")]
+    cells += [cell(name, task="sst2", model="bert-base") for name in ("lora", "vera", "head")]
+    store(tmp_path, *(result(one, 0.9) for one in cells))
+    study, ranked = loaded(tmp_path, *cells)
+    assert [arena.title for arena in figure_scores.arenas(study, ranked)] == [
+        "glue/sst2, bert-base",
+        "glue, minilm-l6: mean of 2 of 5",
+        "glue/sst2, minilm-l6",
+        "glue/rte, minilm-l6",
+    ]
+
+
 def test_a_method_that_trains_nothing_and_one_that_failed_are_not_drawn(tmp_path):
     cells = [cell("lora"), cell("vera"), cell("oft")]
     store(tmp_path, result(cells[0]), result(cells[1], trained=0), failed(cells[2], "oom", "no memory"))
