@@ -297,8 +297,9 @@ def paint_labels(figure, axes, points: list[Point], levels: dict[str, float], ma
     for point, radius in radii.items():
         x, y = axes.transData.transform((point.cost, point.score.mean))
         taken.append(Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius))
-    inside = axes.bbox
-    taken.append(Bbox.from_extents(inside.x0 - figure.bbox.width, 0, inside.x0, figure.bbox.height))  # of the axis
+    width, height = figure.bbox.size
+    taken.append(Bbox.from_extents(axes.bbox.x0 - width, 0, axes.bbox.x0, height))  # of the axis
+    taken.append(Bbox.from_extents(width, 0, 2 * width, height))  # beyond the figure
     on = front(points)
     corners = [axes.transData.transform((point.cost, point.score.mean)) for point in on]
     for (x, y), (next_x, next_y) in zip(corners, corners[1:], strict=False):

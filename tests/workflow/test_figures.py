@@ -129,6 +129,11 @@ def test_no_name_stands_on_the_axis():
     assert len(boxes) == 3 and all(box.x0 >= axes.bbox.x0 for box in boxes)
 
 
+def test_no_name_is_cut_off_at_the_right():
+    axes, boxes = named([("a_long_name_at_the_right", 95, 50, 1), ("far", 3, 99, 1)])
+    assert len(boxes) == 2 and all(box.x1 <= axes.figure.bbox.x1 for box in boxes)
+
+
 def test_of_many_names_in_one_place_those_stand_that_find_room():
     _, boxes = named([(f"method_{number}", 10, 50 + number / 10, 1) for number in range(15)])
     assert 3 <= len(boxes) < 15
