@@ -1,5 +1,6 @@
 """Methods are found by their files and read from their source."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,21 @@ def test_every_file_below_methods_is_found_but_base_and_private_ones(root):
     projects.write(root, "methods/lowrank/_shared.py", projects.HEAD)
     projects.write(root, "methods/_old/x.py", projects.HEAD)
     assert list(registry.methods(root=root)) == ["head", "lora", "lora_plus"]
+
+
+def test_files_are_parsed_again_only_when_one_has_changed(root):
+    """Also where size and time stay as they were, and where it is a file of building blocks."""
+    first, again = registry.methods(root=root), registry.methods(root=root)
+    assert again is not first and all(again[name] is info for name, info in first.items())
+    path = root / "methods/lowrank/lora.py"
+    text, times = path.read_text(), path.stat()
+    assert "5e-4" in text
+    path.write_text(text.replace("5e-4", "6e-4"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert method(root, "lora").recipe == method(root, "lora_plus").recipe == {"lr": 6e-4}
+    before = registry.methods(root=root)["lora"]
+    projects.write(root, "methods/base/more.py", "x = 1")
+    assert method(root, "lora") is not before
 
 
 def test_metadata_and_settings_are_read_with_what_is_inherited(root):
