@@ -168,7 +168,7 @@ def begin(
         method.initialise(backbone, training)
     if marked:
         left = [name for name, tensor in method.state_dict().items() if bool(tensor.isnan().any())]
-        expect(not left, "every number written", f"what the memory held before in {', '.join(left)}", "initialise")
+        expect(not left, "numbers", f"NaN, or memory that was never written, in {', '.join(left)}", "initialise")
     return training
 
 
@@ -868,7 +868,7 @@ def _merged(case: Case, which: str) -> tuple[Training, Tensor, dict[str, Tensor]
 
 @rule("9.1")
 def same_seed(case: Case) -> None:
-    """The same seed gives the same start and the same result, whatever was drawn, or lay in memory, before."""
+    """The same seed gives the same start and the same result, whatever was drawn or lay in memory before."""
     for which in (SECOND, FIRST):  # the marked one first: it says what is wrong where the other only goes wrong
         if (which, "weights") not in case.shared:
             lived(case, which)

@@ -140,11 +140,12 @@ def arenas(study: Study, ranked: dict[Place, dict[Row, Standing]]) -> list[Arena
         for place, standings in ranked.items()
         if standings
     ]
+    found = over_tasks + alone
     heads: dict[str, Arena] = {}
-    for arena in over_tasks + alone:
+    for arena in found:
         heads.setdefault(arena.places[0].family, arena)
     first = sorted(heads.values(), key=lambda arena: -sum(not row.control for row in arena.standings))
-    return first + [arena for arena in over_tasks + alone if arena not in first]
+    return first + [arena for arena in found if arena not in first]
 
 
 def mean_arenas(study: Study, places: tuple[Place, ...], ranked: dict[Place, dict[Row, Standing]]) -> Iterator[Arena]:

@@ -96,7 +96,7 @@ def test_from_a_table_to_a_method_a_cell_and_back(site, study):
     titles.append(page.title())
     at(page, links.method("lora"))
     assert not page.locator("#index").is_visible()
-    until(page, "() => document.activeElement.tagName === 'H1'")  # readers of the screen are told
+    assert page.evaluate("document.activeElement.tagName") == "H1", "readers of the screen are told"
     words = page.locator("#page").inner_text()
     assert "arXiv:2106.09685" in words and "LoRA: Low-Rank Adaptation" in words and "91.3" in words and "1,000" in words
 
@@ -209,7 +209,7 @@ def test_the_link_past_the_head_stays_on_the_page(site):
     page.locator("#page h1", has_text="lora").wait_for()
     page.locator(".skip").focus()
     page.keyboard.press("Enter")
-    until(page, "() => document.activeElement.matches('#page h1')")
+    assert page.evaluate("document.activeElement.matches('#page h1')")
     at(page, links.method("lora"))
     page.evaluate("location.hash = ''")
     page.locator("#index").wait_for()

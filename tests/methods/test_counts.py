@@ -3,12 +3,12 @@
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from models.entries import models
-from tests.timing import processor_seconds
 from workflow.count import count
 
 ALL_LINEAR = ["attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.gate", "mlp.down"]
@@ -127,9 +127,12 @@ SOME = ["bert-large", "swin-b", "t5-large", "llama-2-70b", "gpt3-175b"]
 def test_counting_takes_no_time(method, model):
     """Less than a second, five for the largest (processor time, the best of three), once torch is imported."""
     count(method, "tiny-bert", {})
-    allowed, found = (5 if SIZES[model] > HUGE else 1), {}
-    assert processor_seconds(lambda: found.update(count(method, model, {})), allowed) < allowed
-    assert found["agrees"]
+    allowed, taken = (5 if SIZES[model] > HUGE else 1), []
+    while not taken or min(taken) >= allowed and len(taken) < 3:
+        began = time.process_time()
+        assert count(method, model, {})["agrees"]
+        taken.append(time.process_time() - began)
+    assert min(taken) < allowed
 
 
 def test_counting_needs_no_network():
